@@ -1,0 +1,145 @@
+"""The contracts of an Engine (where tasks go to be run) and of a Queue (an Engine that holds them for Workers).
+
+       Client ──Parcel──▶ Engine ──Report──▶ Sink            local engines: process, thread, inline, executor, fork
+       Client ──Parcel──▶ Queue ──Lease──▶ Worker ──Parcel──▶ local Engine
+                            ◀──Outcome──
+
+A Queue sees `Parcel.id`, `queue`, `priority`, `delay` and `body` (bytes) and nothing else of a task. Local engines
+see the carried or live callable in `Parcel.work` and report to the sink whose object they were given.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+
+import msgspec
+
+from .traits import Traits
+
+if TYPE_CHECKING:
+    from .wire.carry import Work
+
+EngineState = Literal["queued", "running", "unknown"]
+
+
+class Parcel:
+    """One task on its way to be run.
+
+    `owner` is opaque to the engine and handed back to the sink in every report. `attempt` counts from 1.
+    The slots below the line belong to the engine that holds the parcel, and to nobody else.
+    """
+
+    __slots__ = (
+        "attempt",
+        "body",
+        "delay",
+        "id",
+        "owner",
+        "priority",
+        "queue",
+        "work",
+        # --- the engine's own bookkeeping
+        "_",
+    )
+
+    def __init__(
+        self,
+        id: str,
+        *,
+        work: Work | None = None,
+        body: bytes = b"",
+        owner: Any = None,
+        queue: str = "default",
+        priority: int = 0,
+        delay: float = 0.0,
+        attempt: int = 1,
+    ) -> None:
+        self.id = id
+        self.work = work
+        self.body = body
+        self.owner = owner
+        self.queue = queue
+        self.priority = priority
+        self.delay = delay
+        self.attempt = attempt
+        self._: Any = None
+
+    def __repr__(self) -> str:
+        return f"<Parcel {self.id} attempt {self.attempt}>"
+
+
+class Sink(Protocol):
+    """Where a local engine reports. Called from the engine's own thread; must be quick and never raise."""
+
+    def deliver(self, reports: Sequence[Any]) -> None:
+        """Take reports in order; see `pool.reports` for their kinds."""
+
+
+class Engine(ABC):
+    """Where tasks go to be run."""
+
+    traits: ClassVar[Traits]
+
+    @abstractmethod
+    def open(self) -> None:
+        """Get ready; may do nothing until the first `submit`. Raises `Unreachable`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop. Tasks of a local engine that have not ended are stopped and reported as lost. Idempotent."""
+
+    @abstractmethod
+    def wake(self) -> None:
+        """End a call that waits in another thread. Callable from any thread."""
+
+    @abstractmethod
+    def submit(self, parcels: Sequence[Parcel], sink: Sink) -> None:
+        """Take the parcels. Returns once they are safe with the engine; raises `Unreachable`, `Overloaded`."""
+
+    @abstractmethod
+    def state(self, ids: Iterable[str]) -> Mapping[str, EngineState]:
+        """What the engine knows of each id; `unknown` says: ended, lost or never seen."""
+
+    @abstractmethod
+    def cancel(self, task_id: str) -> bool:
+        """Remove a task not yet taken, or start stopping it where the engine can. False: it knows no such task."""
+
+
+class Lease(NamedTuple):
+    """A parcel taken from a Queue by one worker, until it is settled or the lease ends.
+
+    `deliveries` counts how often the queue handed it out (1 at first), `token` is the provider's own.
+    """
+
+    id: str
+    body: bytes
+    queue: str = "default"
+    deliveries: int = 1
+    token: Any = None
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What becomes of a lease: `done`, `release` (again after `delay` seconds; `counted` as an attempt) or `bury`."""
+
+    kind: Literal["done", "release", "bury"] = "done"
+    delay: float = 0.0
+    counted: bool = True
+    reason: str = ""
+
+
+class Queue(Engine):
+    """An Engine that holds tasks for our own workers. One thread calls it."""
+
+    @abstractmethod
+    def take(self, queues: Sequence[str], *, limit: int, wait: float) -> Sequence[Lease]:
+        """Up to `limit` leases, earlier names and higher priorities first; waits up to `wait` seconds for one."""
+
+    @abstractmethod
+    def extend(self, leases: Sequence[Lease]) -> None:
+        """Renew the leases (a heartbeat). One that was lost meanwhile is passed over silently."""
+
+    @abstractmethod
+    def settle(self, outcomes: Sequence[tuple[Lease, Outcome]]) -> None:
+        """Settle the leases. One that was lost meanwhile (fenced) is passed over silently."""
