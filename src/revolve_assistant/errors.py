@@ -15,8 +15,7 @@ AssistantError
 │  ├─ RemoteError                    an exception that could not be rebuilt here
 │  ├─ TaskTimeout(TimeoutError)      an attempt outlived `timeout`
 │  ├─ TaskStalled                    no event for `stall` seconds
-│  ├─ TaskLost                       nobody can say any more how it ended
-│  ├─ TaskDied                       the child running it died (signal, exit code, memory)
+│  ├─ TaskLost                       what ran it died (signal, exit code, memory), or nobody knows how it ended
 │  ├─ TaskRestarted                  a new attempt began after items were delivered
 │  ├─ UnknownTask                    no worker knows the function
 │  └─ TaskCancelled                  also concurrent.futures.CancelledError
@@ -100,11 +99,7 @@ class TaskStalled(TaskError):
 
 
 class TaskLost(TaskError):
-    """Nobody can say any more whether the task ran or how it ended."""
-
-
-class TaskDied(TaskError):
-    """The child process running the task died: a signal, an exit code or too much memory.
+    """What ran the task died, or nobody can say any more how it ended.
 
     `signal` (int or None), `exit_code` (int or None), `last_event` (name of the last event seen or None),
     `peak_memory` and `memory_limit` (bytes or None).
