@@ -27,15 +27,18 @@ EngineState = Literal["queued", "running", "unknown"]
 class Parcel:
     """One task on its way to be run.
 
-    `owner` is opaque to the engine and handed back to the sink in every report. `attempt` counts from 1.
+    `owner` is opaque to the engine and handed back to the sink in every report. `attempt` counts from 1. The payload
+    of a `chunk` is a list of argument tuples, each of which ends by itself.
     The slots below the line belong to the engine that holds the parcel, and to nobody else.
     """
 
     __slots__ = (
         "attempt",
         "body",
+        "chunk",
         "delay",
         "id",
+        "options",
         "owner",
         "priority",
         "queue",
@@ -50,20 +53,24 @@ class Parcel:
         *,
         work: Work | None = None,
         body: bytes = b"",
+        options: Any = None,
         owner: Any = None,
         queue: str = "default",
         priority: int = 0,
         delay: float = 0.0,
         attempt: int = 1,
+        chunk: bool = False,
     ) -> None:
         self.id = id
         self.work = work
         self.body = body
+        self.options = options
         self.owner = owner
         self.queue = queue
         self.priority = priority
         self.delay = delay
         self.attempt = attempt
+        self.chunk = chunk
         self._: Any = None
 
     def __repr__(self) -> str:

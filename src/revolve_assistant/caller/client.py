@@ -1,0 +1,536 @@
+"""`Client`: what a caller holds. Hands tasks to an engine and keeps what comes back; an Executor for plain code, asyncio and trio."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import itertools
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Generator, Iterable, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from ..engine import Engine, Parcel
+from ..errors import ClientClosed, Unsupported, UsageError
+from ..wire.carry import Carrier
+from .dispatch import Dispatcher
+from .listeners import Listener, Listeners
+from .options import PLAIN, Options, merge, options_of
+from .task import Task, _cancelled
+from .waiting import wait, wait_async
+
+if TYPE_CHECKING:
+    from ..wire.share import Share
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+log = logging.getLogger("revolve_assistant")
+MAX_BUFFERED = 64 << 20  # bytes of events that a client keeps for all its tasks
+KEPT = 1000  # ended tasks that can still be attached, as long as nobody else drops them
+_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+class _Sink:
+    """Hands each report to the object that the parcel belongs to."""
+
+    def deliver(self, reports: Sequence[Any]) -> None:
+        for report in reports:
+            owner = report[0].owner
+            if owner is not None:
+                try:
+                    owner.take(report)
+                except Exception:
+                    log.exception("a report could not be taken")
+
+
+_sink = _Sink()
+
+
+class Submitter:
+    """`client.options(…)`: submits with these options. Cheap, reusable, thread-safe."""
+
+    def __init__(self, client: Client, changes: dict[str, Any]) -> None:
+        self._client = client
+        self._changes = changes
+        self._options = merge(PLAIN, **changes)
+
+    def options(self, **changes: Any) -> Submitter:
+        """The same with further changes."""
+        return Submitter(self._client, {**self._changes, **changes})
+
+    def _merged(self, fn: Callable[..., Any]) -> Options:
+        declared = options_of(fn)
+        return self._options if declared is None else merge(declared, **self._changes)
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
+        """As `Client.submit`."""
+        return self._client._submit(self._merged(fn), fn, args, kwargs)
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        show: bool = False,
+        errors: str = "raise",
+    ) -> Generator[T, None, None]:
+        """As `Client.map`."""
+        from .mapping import run_map
+
+        return run_map(self._client, self._merged(fn), fn, iterables, timeout, chunksize, show, errors)
+
+
+class Client(concurrent.futures.Executor):
+    """Submits callables and hears from them while they run. Thread-safe.
+
+    `url` names the engine (a URL, an engine object, None: `REVOLVE_URL`, else worker processes of this machine);
+    `messenger` what carries events (None: the engine's own). `max_workers` None takes the CPUs this process may use.
+    `initializer(*initargs)` runs once in each worker before its first task; it may return a context manager, whose
+    exit runs when the worker ends. Further options are the provider's: `max_tasks_per_child`, `memory_limit` (bytes
+    or "2GiB"), `concurrency` (coroutines at once in one child), `ladder` (three numbers of seconds).
+
+    Under `with` and for a bare `Client()` listeners run on a thread of the client's own, under `async with` in the
+    event loop. Leaving the block waits for the ends of all tasks. Raises `UsageError`, `UnknownProvider`.
+    """
+
+    def __init__(
+        self,
+        url: str | Engine | None = None,
+        *,
+        messenger: Any = None,
+        max_workers: int | None = None,
+        namespace: str = "assistant",
+        secret: str | bytes | None = None,
+        initializer: Callable[..., Any] | None = None,
+        initargs: tuple[Any, ...] = (),
+        **provider_options: Any,
+    ) -> None:
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer must be a callable, got {initializer!r:.100}")
+        self.namespace = namespace
+        self._secret = secret
+        self._messenger = messenger
+        self._carrier = Carrier()
+        self._make = lambda: _engine(url, max_workers, initializer, tuple(initargs), provider_options)
+        self._engine: Any = self._make()
+        if not self._engine.traits.local:
+            self._engine.close()
+            raise Unsupported(
+                f"{url!r} is a queue: it needs workers that take from it, which this version does not have yet; "
+                "Client() runs tasks in processes of this machine"
+            )
+        if messenger is not None and not self._engine.traits.live:
+            raise Unsupported("this engine carries its events itself: leave messenger out")
+        self._live = self._engine.traits.live
+        self._dispatcher = Dispatcher()
+        self._listeners: Listeners | None = None
+        self._listeners_version = 0
+        self._tasks: dict[str, Task[Any]] = {}
+        self._uniques: dict[str, Task[Any]] = {}
+        self._heavy: dict[str, Task[Any]] = {}
+        self._known: dict[str, Task[Any]] = {}
+        self._lock = threading.Lock()
+        self._drained: list[Callable[[], None]] = []
+        self._shut = False
+        self._closed = False
+        self._loop_ident: int | None = None
+        self._number = itertools.count(1)
+        self._prefix = os.urandom(10).hex()
+        self._finalizer = weakref.finalize(self, _abandon, self._engine, self._dispatcher)
+        self._finalizer.atexit = False
+        _clients.add(self)
+
+    # --- submitting
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:  # type: ignore[override]
+        """Hand `fn(*args, **kwargs)` over and return its `Task` at once; does no I/O that could block.
+
+        Raises `UsageError` (not callable, wrong options), `NotCarriable` (names the part), `ClientClosed`.
+        """
+        return self._submit(options_of(fn) or PLAIN, fn, args, kwargs)
+
+    def options(self, **changes: Any) -> Submitter:
+        """Something with the same `submit` and `map`, with these options: `client.options(retries=3).submit(fn)`.
+
+        timeout, stall, delay (seconds), retries, retry_on, backoff, priority (−9 … 9), unique, queue, history,
+        capture. Raises `UsageError` at once.
+        """
+        return Submitter(self, changes)
+
+    def map(  # type: ignore[override]
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        show: bool = False,
+        errors: str = "raise",
+    ) -> Generator[T, None, None]:
+        """The results of `fn` for the items of `iterables`, in order, as they come; starts at once.
+
+        Items travel in chunks, sized by how long they take (or `chunksize`), but each ends by itself: an exception
+        or the death of a child concerns its item alone. `errors="return"` yields exceptions instead of raising
+        them; `show=True` draws a bar on stderr; `timeout` seconds from the call raise `TimeoutError`. Closing the
+        iterator early cancels what has not started.
+        """
+        if chunksize is not None and (not isinstance(chunksize, int) or chunksize < 1):
+            raise UsageError(f"chunksize={chunksize!r} must be a whole number >= 1, or None for automatic")
+        if errors not in ("raise", "return"):
+            raise UsageError(f"errors={errors!r} must be 'raise' or 'return'")
+        return Submitter(self, {}).map(
+            fn, *iterables, timeout=timeout, chunksize=chunksize, show=show, errors=errors
+        )
+
+    def share(self, value: T) -> Share[T]:
+        """A handle to pass as an argument: the object is sent once a child, its large arrays in shared memory.
+
+        The callable gets the object itself, numpy arrays read-only.
+        """
+        from ..wire.share import Share
+
+        return Share(value)
+
+    def _submit(self, options: Options, fn: Callable[..., Any], args: Any, kwargs: Any) -> Task[Any]:
+        if self._shut:
+            raise ClientClosed("cannot submit: the client was shut down")
+        if options.unique is not None:
+            with self._lock:
+                holder = self._uniques.get(options.unique)
+            if holder is not None and holder._end is None:
+                return holder
+        work = self._carrier.live(fn, args, kwargs) if self._live else self._carrier.carry(fn, args, kwargs)
+        parcel = Parcel(
+            f"{self._prefix}{next(self._number):012x}",
+            work=work,
+            queue=options.queue,
+            priority=options.priority,
+        )
+        task: Task[Any] = Task(self, parcel, options)
+        parcel.owner = task
+        if options is not PLAIN:
+            parcel.options = options
+            if options.unique is not None:
+                with self._lock:
+                    holder = self._uniques.setdefault(options.unique, task)
+                    if holder is not task and holder._end is None:
+                        return holder
+                    self._uniques[options.unique] = task
+                task._unique = options.unique
+        self._tasks[parcel.id] = task
+        if self._shut:  # shut down meanwhile, by another thread
+            self._tasks.pop(parcel.id, None)
+            raise ClientClosed("cannot submit: the client was shut down")
+        if options.delay:
+            self._later(task, options.delay)
+        else:
+            self._engine.submit((parcel,), _sink)
+        return task
+
+    def _later(self, task: Task[Any], delay: float) -> None:
+        """Give a task to the engine after `delay` seconds."""
+        pump = self._engine.pump
+        pump.start()
+        task._timer = pump.at(monotonic() + delay, lambda: self._now(task))
+
+    def _now(self, task: Task[Any]) -> None:
+        with self._lock:
+            parcel = task._parcel
+            if task._end is not None or parcel is None:
+                return
+            task._timer = None
+            messages, task._messages = task._messages, None
+        try:
+            self._engine.submit((parcel,), _sink)
+        except Exception as error:
+            task._fail("lost", error)
+            return
+        for name, packed in messages or ():
+            self._engine.send(parcel, name, packed)
+
+    def _again(self, task: Task[Any], delay: float) -> None:
+        """Another attempt of a task, after `delay` seconds."""
+        old = task._parcel
+        if old is None:
+            return
+        parcel = Parcel(
+            old.id,
+            work=old.work,
+            owner=task,
+            options=old.options,
+            queue=old.queue,
+            priority=old.priority,
+            attempt=old.attempt + 1,
+        )
+        old.owner = None
+        task._parcel = parcel
+        self._later(task, delay)
+
+    # --- what tasks ask
+
+    def _cancel(self, task: Task[Any]) -> bool:
+        with self._lock:
+            task._stopping = True
+            timer, task._timer = task._timer, None
+            if timer is not None:
+                timer.cancel()
+        if timer is not None:  # it waits for its delay or its next attempt: nobody runs it
+            task._fail("cancelled", _cancelled(task, "unstarted"), "unstarted")
+            return True
+        self._engine.cancel(task.id)
+        return True
+
+    def _send(self, task: Task[Any], name: str, packed: Any) -> bool:
+        with self._lock:
+            parcel = task._parcel
+            if task._end is not None or parcel is None:
+                return False
+            if task._timer is not None:
+                if task._messages is None:
+                    task._messages = []
+                task._messages.append((name, packed))
+                del task._messages[:-1000]
+                return True
+        return bool(self._engine.send(parcel, name, packed))
+
+    def _grant(self, task: Task[Any]) -> None:
+        parcel = task._parcel
+        if parcel is not None:
+            self._engine.grant(parcel)
+
+    def _weigh(self, task: Task[Any]) -> None:
+        """Keep the client's buffers within their limit: the heaviest readers behind lose first."""
+        heavy = self._heavy
+        heavy[task.id] = task
+        if len(heavy) > 16 and sum(each._log.size for each in heavy.values() if each._log) > MAX_BUFFERED:
+            heaviest = max(heavy.values(), key=lambda each: each._log.size if each._log else 0)
+            if heaviest._log is not None:
+                heaviest._log.drop()
+            heavy.pop(heaviest.id, None)
+
+    def _ended(self, task: Task[Any]) -> None:
+        self._tasks.pop(task.id, None)
+        if self._heavy:
+            self._heavy.pop(task.id, None)
+        if task._unique is not None:
+            with self._lock:
+                if self._uniques.get(task._unique) is task:
+                    del self._uniques[task._unique]
+        if self._shut and not self._tasks:
+            with self._lock:
+                drained, self._drained = self._drained, []
+            for call in drained:
+                call()
+
+    def _blocks_itself(self) -> bool:
+        """Whether this thread is one that must not wait for a task: it is what would end it."""
+        pump = getattr(self._engine, "pump", None)
+        return self._dispatcher.inside or (pump is not None and pump.inside)
+
+    # --- listening
+
+    def add_listener(self, name: str, fn: Callable[..., Any], *, priority: int = 0) -> None:
+        """Hear an event of every task from now on; `"*"` hears all, as `Event`."""
+        with self._lock:
+            if self._listeners is None:
+                listeners = Listeners()
+                listeners.add(name, Listener(fn, priority))
+                self._listeners = listeners
+            else:
+                self._listeners.add(name, Listener(fn, priority))
+            self._listeners_version += 1
+
+    def remove_listener(self, name: str, fn: Callable[..., Any]) -> None:
+        """Forget it; one that is not there is passed over."""
+        with self._lock:
+            if self._listeners is not None:
+                self._listeners.remove(name, fn)
+                self._listeners_version += 1
+
+    def attach(self, task_id: str) -> Task[Any]:
+        """The task with this id: its whole buffered history, then live. Never blocks; an unknown id ends as
+        `LookupError`."""
+        known = self._tasks.get(task_id) or _find(task_id)
+        if known is not None:
+            return known
+        from .task import missing
+
+        return missing(self, task_id)
+
+    def group(self, tasks: Iterable[Task[Any]]) -> Task[list[Any]]:
+        """One task for many: its progress is theirs, its result the ordered list of theirs.
+
+        Failures come as one `ExceptionGroup` once all have ended. Cancelling it cancels all.
+        """
+        from .group import Group
+
+        return Group(self, list(tasks))
+
+    def stack(self, task: Task[Any] | str) -> str:
+        """The live stacks of a running task. Blocks some milliseconds. Raises `LookupError`, `Unsupported`."""
+        known = self.attach(task) if isinstance(task, str) else task
+        parcel = known._parcel
+        if parcel is None:
+            raise LookupError(f"task {known.id} is not running")
+        return str(self._engine.stack(parcel))
+
+    def show(self) -> None:
+        """Draw live bars of all tasks on stderr until none is left. Blocks."""
+        from ..views.show import show
+
+        show(list(self._tasks.values()))
+
+    # --- ending
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more tasks; `wait` blocks until all have ended, then lets go of workers and threads.
+
+        `cancel_futures` cancels those that have not started. Without `wait` the rest ends in the background.
+        """
+        self._begin_shutdown(cancel_futures)
+        if wait:
+            if self._blocks_itself() and self._tasks:
+                raise UsageError("shutdown(wait=True) in a listener would wait for itself: call shutdown(wait=False)")
+            self._wait_for_ends(None)
+            self._close()
+        else:
+            done = self._when_drained(lambda: threading.Thread(target=self._close, name="revolve-closer").start())
+            del done
+
+    def _begin_shutdown(self, cancel_futures: bool) -> None:
+        self._shut = True
+        if cancel_futures:
+            for task in list(self._tasks.values()):
+                if not task.running():
+                    task.cancel()
+
+    def _when_drained(self, call: Callable[[], None]) -> Callable[[], None]:
+        with self._lock:
+            if self._tasks:
+                self._drained.append(call)
+                return lambda: self._drained.remove(call) if call in self._drained else None
+        call()
+        return lambda: None
+
+    def _wait_for_ends(self, timeout: float | None) -> bool:
+        return wait(self._when_drained, timeout)
+
+    def _close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._finalizer.detach()
+        self._engine.close()
+        for task in list(self._tasks.values()):
+            task._close("the client was closed before the task ended")
+        self._dispatcher.stop()
+        _clients.discard(self)
+
+    def _interrupted(self) -> None:
+        for task in list(self._tasks.values()):
+            task.cancel()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, tb: Any) -> bool | None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self._interrupted()
+        try:
+            self.shutdown(wait=True)
+        except KeyboardInterrupt:  # a second one: stop hard
+            self._close()
+            raise
+        return None
+
+    async def __aenter__(self) -> Client:
+        from .waiting import in_trio
+
+        if in_trio():
+            import sys
+
+            trio = sys.modules["trio"]
+            token = trio.lowlevel.current_trio_token()
+            self._dispatcher.use_loop(token.run_sync_soon)
+        else:
+            import asyncio
+
+            self._dispatcher.use_loop(asyncio.get_running_loop().call_soon_threadsafe)
+        return self
+
+    async def __aexit__(self, kind: Any, error: Any, tb: Any) -> None:
+        from .waiting import in_trio
+
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self._interrupted()
+        self._begin_shutdown(False)
+        try:
+            await wait_async(self._when_drained)
+        finally:
+            self._dispatcher.use_loop(None)
+            if in_trio():
+                import sys
+
+                trio = sys.modules["trio"]
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(self._close)
+            else:
+                import asyncio
+
+                await asyncio.shield(asyncio.to_thread(self._close))
+
+    def __repr__(self) -> str:
+        return f"<Client {type(self._engine).__module__.rpartition('.')[2]} {len(self._tasks)} tasks>"
+
+
+def _engine(
+    url: Any, max_workers: int | None, initializer: Any, initargs: tuple[Any, ...], options: dict[str, Any]
+) -> Any:
+    if url is None:
+        url = os.environ.get("REVOLVE_URL") or "process://"
+    if not isinstance(url, str):
+        if max_workers is not None or initializer is not None or options:
+            raise UsageError("an engine object brings its own settings: leave max_workers, initializer and options out")
+        return url
+    from ..providers import registry
+
+    if max_workers is not None:
+        options = {**options, "max_workers": max_workers}
+    if initializer is not None:
+        options = {**options, "initializer": initializer, "initargs": initargs}
+    return registry.engine(url, **options)
+
+
+def _find(task_id: str) -> Task[Any] | None:
+    """A task of another client of this process, or one that has ended and is still held by somebody."""
+    for client in list(_clients):
+        task = client._tasks.get(task_id) or client._known.get(task_id)
+        if task is not None:
+            return task
+    return None
+
+
+def _abandon(engine: Any, dispatcher: Dispatcher) -> None:
+    """The client was dropped without tasks in flight: let its workers go, without waiting."""
+
+    def close() -> None:
+        engine.close()
+        dispatcher.stop()
+
+    threading.Thread(target=close, name="revolve-closer", daemon=True).start()
+
+
+def _at_exit() -> None:
+    """The interpreter ends: wait for the tasks as other executors do, then end the workers; no noise."""
+    for client in list(_clients):
+        try:
+            client.shutdown(wait=True)
+        except KeyboardInterrupt:
+            client._close()
+
+
+threading._register_atexit(_at_exit)  # type: ignore[attr-defined] # as concurrent.futures does: before threads are joined

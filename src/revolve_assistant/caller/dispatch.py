@@ -1,0 +1,117 @@
+"""Where listeners and done-callbacks run: a thread of the client's own, or the event loop of `async with`."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from _thread import allocate_lock
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+log = logging.getLogger("revolve_assistant")
+
+
+class Dispatcher:
+    """Runs calls one after the other, in the order of `post`. What they raise is logged and disturbs nobody.
+
+    The thread starts at the first `post` and ends with `stop`, after what was posted before.
+    """
+
+    def __init__(self) -> None:
+        self._calls: deque[Callable[[], None]] = deque()
+        self._lock = threading.Lock()
+        self._bell = allocate_lock()
+        self._bell.acquire()
+        self._asleep = False
+        self._stopped = False
+        self._busy = False
+        self.thread: threading.Thread | None = None
+        self.call_soon: Callable[[Callable[[], None]], Any] | None = None  # of an event loop
+        self.loop_thread: int | None = None
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Run `call` soon. Never blocks. Callable from any thread."""
+        self._calls.append(call)
+        call_soon = self.call_soon
+        if call_soon is not None:
+            with self._lock:
+                if self._busy:
+                    return
+                self._busy = True
+            try:
+                call_soon(self._drain)
+            except RuntimeError:  # the loop is closed: a thread takes over
+                self.call_soon = None
+                self._start()
+            return
+        if self.thread is None:
+            self._start()
+        elif self._asleep:
+            self._wake()
+
+    def use_loop(self, call_soon: Callable[[Callable[[], None]], Any] | None) -> None:
+        """Run the calls from now on through an event loop's thread-safe `call_soon`; None: on our own thread."""
+        self.call_soon = call_soon
+        self.loop_thread = threading.get_ident() if call_soon is not None else None
+
+    @property
+    def inside(self) -> bool:
+        """Whether the calling thread is the one that must not block on a task."""
+        ident = threading.get_ident()
+        return ident == self.loop_thread or (self.thread is not None and self.thread.ident == ident)
+
+    def stop(self) -> None:
+        """End the thread once everything posted has run; joins it unless called from it."""
+        with self._lock:
+            self._stopped = True
+            thread = self.thread
+        if thread is not None and thread is not threading.current_thread():
+            self._wake()
+            thread.join()
+
+    def _start(self) -> None:
+        with self._lock:
+            if self.thread is None:
+                self._stopped = False
+                self.thread = threading.Thread(target=self._run, name="revolve-dispatch", daemon=True)
+                self.thread.start()
+
+    def _wake(self) -> None:
+        try:
+            self._bell.release()
+        except RuntimeError:
+            pass
+
+    def _run(self) -> None:
+        calls = self._calls
+        while True:
+            while calls:
+                self._call(calls.popleft())
+            self._asleep = True
+            if not calls:
+                with self._lock:
+                    if self._stopped and not calls:
+                        self.thread = None
+                        return
+                self._bell.acquire()
+            self._asleep = False
+
+    def _drain(self) -> None:
+        with self._lock:
+            self._busy = False
+        for _ in range(len(self._calls)):
+            try:
+                call = self._calls.popleft()
+            except IndexError:
+                return
+            self._call(call)
+
+    @staticmethod
+    def _call(call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception:
+            log.exception("a call of the dispatcher failed")
+        except BaseException:
+            log.exception("a listener raised what is no Exception; it is logged, as on every other thread")

@@ -1,0 +1,198 @@
+"""A task's events as its caller keeps them: appended by the pump, read by any number of readers at their own pace.
+
+       trimmed (a reader that wants them gets one `gap`)
+    0 ···············┊ first ───────────────────────────── end   append ◀── pump
+                              ▲ reader      ▲ reader
+Kept are the last 1,000 events or 1 MiB; what an attached reader has not taken yet is kept beyond that, and the child
+gets no more credit (`want`) until the slowest reader has caught up, so memory stays bounded whatever anybody does.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from ..event import Event, Progress
+from ..pool.reports import PACKED, PROGRESS
+
+LOCAL = -1  # (LOCAL, 0, name, time, arguments): records made on this side
+GAP = -2
+
+MAX_EVENTS = 1000
+MAX_BYTES = 1 << 20
+BEHIND = 100  # unread events from which progress that nobody has read is replaced by newer
+
+
+class Reader:
+    """A place in a log. `wake` is called (from any thread, must be quick) when there is something to take."""
+
+    __slots__ = ("log", "next", "wake")
+
+    def __init__(self, log: Log, wake: Callable[[], None]) -> None:
+        self.log = log
+        self.next = 0
+        self.wake = wake
+
+    def take(self, limit: int = 256) -> list[Any]:
+        """Up to `limit` records after the last one taken; a gap comes as one record of its own."""
+        log = self.log
+        with log.lock:
+            found: list[Any] = []
+            if self.next < log.first:
+                missing = log.first - self.next
+                self.next = log.first
+                found.append((GAP, 0, "gap", log.records[0][3] if log.records else 0.0, (missing,), log.attempt_at(log.first)))
+            start = self.next - log.first
+            records = log.records
+            stop = min(len(records), start + limit)
+            if start == 0 and stop == len(records):
+                found += records
+            else:
+                found += [records[i] for i in range(start, stop)]
+            self.next = log.first + stop
+            grant = log.settle()
+        if grant is not None:
+            grant()
+        return found
+
+    def close(self) -> None:
+        log = self.log
+        with log.lock:
+            if self in log.readers:
+                log.readers.remove(self)
+            grant = log.settle()
+        if grant is not None:
+            grant()
+
+
+class Log:
+    """The buffer of one task. Thread-safe."""
+
+    __slots__ = ("_bytes", "attempts", "ended", "first", "grant", "lock", "readers", "records", "want")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.records: deque[Any] = deque()
+        self.first = 0  # index of records[0]
+        self.readers: list[Reader] = []
+        self.attempts: list[int] = []  # index of each attempt's first record
+        self.ended = False
+        self.want: int | None = None  # index up to which readers must have read before more credit is granted
+        self.grant: Callable[[], None] | None = None
+        self._bytes = 0.0
+
+    def begin_attempt(self) -> None:
+        """The next record is the first of a new attempt."""
+        with self.lock:
+            self.attempts.append(self.first + len(self.records))
+
+    def append(self, records: list[Any], size: int) -> None:
+        """Add records of `size` bytes in all, and wake the readers."""
+        with self.lock:
+            kept = self.records
+            end = self.first + len(kept)
+            readers = self.readers
+            slowest = min((reader.next for reader in readers), default=end)
+            if end - slowest > BEHIND and records[0][0] == PROGRESS:
+                records = self._coalesce(records, max((reader.next for reader in readers), default=0))
+            kept += records
+            self._bytes += size
+            self._trim()
+            wakes = [reader.wake for reader in readers]
+        for wake in wakes:
+            wake()
+
+    def _coalesce(self, records: list[Any], newest_read: int) -> list[Any]:
+        kept = self.records
+        while (
+            kept
+            and records
+            and records[0][0] == PROGRESS
+            and kept[-1][0] == PROGRESS
+            and self.first + len(kept) - 1 >= newest_read
+        ):
+            kept[-1] = records[0]
+            records = records[1:]
+        return records
+
+    def _trim(self) -> None:
+        kept = self.records
+        over = len(kept) - MAX_EVENTS
+        if over <= 0 and self._bytes <= MAX_BYTES:
+            return
+        needed = min((reader.next for reader in self.readers), default=self.first + len(kept)) - self.first
+        while needed > 0 and len(kept) > 1 and (over > 0 or self._bytes > MAX_BYTES):
+            self._bytes -= self._bytes / len(kept)
+            kept.popleft()
+            self.first += 1
+            needed -= 1
+            over -= 1
+
+    def drop(self) -> None:
+        """Drop everything but the newest record, also what readers still want: they get a gap."""
+        with self.lock:
+            while len(self.records) > 1:
+                self.records.popleft()
+                self.first += 1
+            self._bytes = 0.0
+
+    @property
+    def size(self) -> float:
+        return self._bytes
+
+    def settle(self) -> Callable[[], None] | None:
+        """Under the lock: trim what readers released; returns the grant of credit that is due, to be called after."""
+        self._trim()
+        want = self.want
+        if want is None or any(reader.next < want for reader in self.readers):
+            return None
+        self.want = None
+        grant, self.grant = self.grant, None
+        return grant
+
+    def wanted(self, grant: Callable[[], None]) -> None:
+        """The child asks for credit: grant it once every reader has taken what is here now."""
+        with self.lock:
+            self.want = self.first + len(self.records)
+            self.grant = grant
+            due = self.settle()
+        if due is not None:
+            due()
+
+    def reader(self, wake: Callable[[], None]) -> Reader:
+        reader = Reader(self, wake)
+        with self.lock:
+            self.readers.append(reader)
+        return reader
+
+    def attempt_at(self, index: int) -> tuple[int, int]:
+        """(attempt, index of its first record) of the record at `index`."""
+        attempts = self.attempts
+        number = len(attempts)
+        while number > 1 and attempts[number - 1] > index:
+            number -= 1
+        return max(1, number), attempts[number - 1] if attempts else 0
+
+
+def arguments(record: Any) -> Any:
+    """The arguments of a record, as a sequence."""
+    kind = record[0]
+    if kind == PROGRESS:
+        return (Progress(*record[4:8]),)
+    if kind == PACKED:
+        import pickle
+
+        try:
+            return pickle.loads(record[4])  # noqa: S301 - from a child of ours, over its socket pair
+        except Exception as error:
+            return tuple(f"<cannot be rebuilt here: {text} ({type(error).__name__}: {error})>" for text in record[5])
+    return record[4]
+
+
+def event(task_id: str, attempt: int, seq: int, record: Any) -> Event:
+    """A record as the event that users see."""
+    return Event(task_id, attempt, seq, record[2], tuple(arguments(record)), record[3])
+
+

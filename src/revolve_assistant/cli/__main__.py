@@ -1,0 +1,8 @@
+"""`python -m revolve_assistant.cli` is the command `revolve`."""
+
+import sys
+
+from . import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""The child of coroutines: one event loop, many tasks at once."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic_ns
+from typing import Any
+
+import msgspec
+
+from ..errors import CancelSignal
+from ..running import api
+from ..running.body import run_async
+from ..running.running import Running
+from .child import READ, Child, Function, frames
+from .reports import FUNCTION, STARTED, STOP, TASK
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class AsyncChild(Child):
+    """Runs `async def` callables and asynchronous generators in the main thread's event loop."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.flagged: set[int] = set()
+        self.interrupted: set[int] = set()
+        self.running: dict[int, asyncio.Task[None]] = {}
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def stopping(self, running: Running) -> bool:
+        return running._seq in self.flagged
+
+    def _heed(self, message: list[Any], fds: list[int]) -> None:
+        from .reports import STOPPING
+
+        if message[0] == STOPPING:
+            self.flagged.add(message[1])
+        super()._heed(message, fds)
+
+    def interrupt(self, seq: int) -> None:
+        task, loop = self.running.get(seq), self.loop
+        if task is not None and loop is not None:
+            self.interrupted.add(seq)
+            loop.call_soon_threadsafe(task.cancel)
+
+    def serve(self) -> None:
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        self.loop = loop = asyncio.get_running_loop()
+        self.tasks.setblocking(True)
+        pending = bytearray()
+        done = asyncio.Event()
+
+        def readable() -> None:
+            data = self.tasks.recv(READ)
+            if not data:
+                done.set()
+                return
+            pending.extend(data)
+            for message in frames(pending):
+                kind = message[0]
+                if kind == TASK:
+                    self.running[message[1]] = loop.create_task(self._task(message))
+                elif kind == FUNCTION:
+                    self.functions[message[1]] = Function(*message[2:])
+                elif kind == STOP:
+                    done.set()
+
+        loop.add_reader(self.tasks.fileno(), readable)
+        await done.wait()
+        loop.remove_reader(self.tasks.fileno())
+
+    async def _task(self, message: list[Any]) -> None:
+        _, seq, id, key, payload, attempt, extras = message
+        running = Running(self, seq, id, attempt)
+        self.runnings[seq] = running
+        for early in self.early.pop(seq, ()):
+            running.put_message(early)
+        api.in_context.set(running)
+        started = monotonic_ns()
+        self.put(_encode((STARTED, seq, started)), True)
+        function = self.functions[key]
+        try:
+            args, kwargs = self.arguments(seq, payload, extras)
+            value = await run_async(running, function.kind, function.load(), args, kwargs)
+            if running._noticed:
+                self.cancelled(seq, started, "flag")
+            else:
+                self.result(seq, function.name, started, value)
+        except asyncio.CancelledError as error:
+            if seq in self.flagged:
+                self.cancelled(seq, started, "exception" if seq in self.interrupted else "flag")
+            else:
+                self.error(seq, started, error)
+        except CancelSignal:
+            self.cancelled(seq, started, "flag")
+        except BaseException as error:
+            self.error(seq, started, error)
+        finally:
+            self.running.pop(seq, None)
+            self.runnings.pop(seq, None)
+            self.flagged.discard(seq)
+            self.interrupted.discard(seq)
+            self.outbox.flush()

@@ -1,0 +1,445 @@
+"""A child: a fresh interpreter that takes tasks from one socket, runs them, and says what happens.
+
+    main thread     reads the task socket, runs plain callables (or the event loop of coroutines)
+    control thread  reads the control socket: messages to the task, credit, descriptors of shared memory
+
+It never imports the caller's `__main__`, and it never outlives its supervisor: the life line is a pipe whose other
+end only the supervisor holds; when that closes, the kernel itself sends SIGKILL to the child's process group
+(fcntl(2): F_SETOWN with a group, F_SETSIG), also while C code holds the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import sys
+from _thread import allocate_lock, start_new_thread
+from collections import deque
+from time import monotonic_ns
+from typing import Any
+
+import msgspec
+
+from ..errors import CancelSignal, NotCarriable
+from ..running import api
+from ..running.body import run
+from ..running.outbox import Outbox
+from ..running.running import Message, Running
+from . import board as at
+from .reports import (
+    BUFFERS,
+    CANCELLED,
+    CREDIT,
+    ERROR,
+    FUNCTION,
+    INTERRUPT,
+    ITEM_ERROR,
+    ITEM_RESULT,
+    READY,
+    RESULT,
+    SEND,
+    SETUP_FAILED,
+    SHARE,
+    SKIPPED,
+    STOP,
+    STOPPING,
+    TASK,
+)
+from .shared import map_buffers, send_buffers
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder().decode
+_length = struct.Struct("<I")
+READ = 256 * 1024  # bytes taken from the socket at once
+
+
+class Function:
+    """A callable that was sent once: unpickled at its first use, inside the task that uses it."""
+
+    __slots__ = ("_body", "_value", "kind", "name")
+
+    def __init__(self, name: str, kind: str, body: bytes) -> None:
+        self.name = name
+        self.kind = kind
+        self._body: bytes | None = body
+        self._value: Any = None
+
+    def load(self) -> Any:
+        if self._body is not None:
+            from pickle import loads
+
+            self._value = loads(self._body)
+            self._body = None
+        return self._value
+
+
+def frames(pending: bytearray) -> list[Any]:
+    """Take the whole frames off the front of `pending` and return their messages, in order."""
+    messages: list[Any] = []
+    start, end = 0, len(pending)
+    with memoryview(pending) as view:
+        while end - start >= 4:
+            (size,) = _length.unpack_from(view, start)
+            if end - start - 4 < size:
+                break
+            messages += _decode(view[start + 4 : start + 4 + size])
+            start += 4 + size
+    if start:
+        del pending[:start]
+    return messages
+
+
+class Child:
+    """What the plain and the asynchronous child share. `put` and `stopping` make it a `Port`."""
+
+    def __init__(self, tasks: socket.socket, control: socket.socket, board: at.Board) -> None:
+        self.tasks = tasks
+        self.control = control
+        self.board = board
+        self.words = board.words
+        self.outbox = Outbox(board, tasks)
+        self.put = self.outbox.put
+        self.functions: dict[int, Function] = {}
+        self.runnings: dict[int, Running] = {}
+        self.early: dict[int, deque[Message]] = {}  # messages that overtook their task
+        self.buffers: dict[int, Any] = {}
+        self.arrived = allocate_lock()  # held while nobody waits for buffers
+        self.arrived.acquire()
+        self.finish: Any = None  # the exit of an initializer that is a context manager
+        self.control_lock = allocate_lock()
+
+    def stopping(self, running: Running) -> bool:
+        return self.words[at.FLAG] == running._seq
+
+    # --- the control thread
+
+    def listen(self) -> None:
+        """Read the control socket until the supervisor is gone, then take the whole process group along."""
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        pending = bytearray()
+        fds: list[int] = []
+        room = socket.CMSG_SPACE(64 * 4)
+        while True:
+            try:
+                data, ancillary, _, _ = self.control.recvmsg(READ, room)
+            except OSError:
+                data = b""
+            if not data:
+                break
+            for level, kind, raw in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    fds += memoryview(raw[: len(raw) // 4 * 4]).cast("i").tolist()
+            pending += data
+            for message in frames(pending):
+                self._heed(message, fds)
+        os.killpg(0, signal.SIGKILL)
+
+    def _heed(self, message: list[Any], fds: list[int]) -> None:
+        kind = message[0]
+        if kind == SHARE:
+            from ..wire.share import receive_share
+
+            _, key, data, sizes = message
+            receive_share(key, data, map_buffers(fds.pop(0), sizes, writable=False) if sizes else [])
+            return
+        if kind == BUFFERS:
+            self.buffers[message[1]] = map_buffers(fds.pop(0), message[2], writable=True)
+            try:
+                self.arrived.release()
+            except RuntimeError:
+                pass
+            return
+        running = self.runnings.get(message[1])
+        if kind == SEND:
+            from ..wire.values import unpack_args
+
+            said = Message(message[2], unpack_args(message[3]))
+            if running is not None:
+                running.put_message(said)
+            elif message[1] > self.words[at.RUNNING]:
+                self.early.setdefault(message[1], deque(maxlen=1000)).append(said)
+        elif running is not None:
+            if kind == CREDIT:
+                running.grant()
+            elif kind == STOPPING:
+                running.nudge()
+            elif kind == INTERRUPT:
+                self.interrupt(message[1])
+
+    def interrupt(self, seq: int) -> None:
+        """The second rung for a coroutine; a plain callable gets a signal from the supervisor instead."""
+
+    def take_buffers(self, seq: int) -> Any:
+        """The out-of-band buffers of a task, which the control thread receives."""
+        while True:
+            found = self.buffers.pop(seq, None)
+            if found is not None:
+                return found
+            self.arrived.acquire()
+
+    # --- results
+
+    def arguments(self, seq: int, payload: bytes, extras: dict[str, Any] | None) -> Any:
+        from ..wire.carry import unpack
+
+        return unpack(payload, self.take_buffers(seq) if extras and "buffers" in extras else None)
+
+    def result(self, seq: int, name: str, started: int, value: Any) -> None:
+        """Say the result, or that it cannot travel."""
+        from ..wire.carry import pack
+
+        try:
+            payload, buffers = pack(value)
+        except NotCarriable as error:
+            failure = NotCarriable(f"the result of {name}() cannot be carried back: {error}")
+            failure.__cause__ = error.__cause__
+            self.error(seq, started, failure)
+            return
+        if buffers:
+            with self.control_lock:
+                send_buffers(self.control, (BUFFERS, seq), buffers)
+        self.put(_encode((RESULT, seq, monotonic_ns() - started, payload, len(buffers or ()))), True)
+
+    def error(self, seq: int, started: int, error: BaseException) -> None:
+        from ..wire.remote import pack_error
+
+        self.put(_encode((ERROR, seq, monotonic_ns() - started, pack_error(error))), True)
+
+    def cancelled(self, seq: int, started: int, rung: str) -> None:
+        self.put(_encode((CANCELLED, seq, monotonic_ns() - started, rung)), True)
+
+    # --- start and end
+
+    def setup(self, config: dict[str, Any]) -> bool:
+        """Become like the caller's process; run the initializer. False: it failed, and that was said."""
+        sys.path[:] = config["path"]
+        sys.argv[:] = config["argv"]
+        try:
+            if config["initializer"] is not None:
+                from pickle import loads
+
+                initializer, initargs = loads(config["initializer"])
+                context = initializer(*initargs)
+                if hasattr(context, "__enter__") and hasattr(context, "__exit__"):
+                    context.__enter__()
+                    self.finish = context
+        except BaseException as error:
+            from ..wire.remote import pack_error
+
+            self.put(_encode((SETUP_FAILED, pack_error(error))))
+            return False
+        self.put(_encode((READY,)))
+        return True
+
+    def leave(self) -> None:
+        """End as an ordinary program does: the initializer's exit, then `atexit`."""
+        self.outbox.flush()
+        if self.finish is not None:
+            self.finish.__exit__(None, None, None)
+
+
+class PlainChild(Child):
+    """Runs plain callables and generators, one at a time, in the main thread."""
+
+    def __init__(self, tasks: socket.socket, control: socket.socket, board: at.Board) -> None:
+        super().__init__(tasks, control, board)
+        self.inside = False  # a callable of the user is on the stack
+        self.interrupted = False
+        signal.signal(signal.SIGINT, self._on_sigint)
+
+    def _on_sigint(self, _signum: int, _frame: Any) -> None:
+        words = self.words
+        if self.inside and words[at.RAISE] == words[at.RUNNING]:
+            self.interrupted = True
+            raise CancelSignal("the task was stopped")
+
+    def serve(self) -> None:
+        pending = bytearray()
+        waiting: deque[Any] = deque()
+        recv = self.tasks.recv
+        outbox = self.outbox
+        while True:
+            data = recv(READ)
+            if not data:
+                return
+            pending += data
+            waiting.extend(frames(pending))
+            while waiting:
+                message = waiting.popleft()
+                kind = message[0]
+                if kind == TASK:
+                    if message[6] is not None and "chunk" in message[6]:
+                        self.chunk(message)
+                    else:
+                        self.task(message)
+                    message = None
+                    outbox.settle(monotonic_ns())
+                elif kind == FUNCTION:
+                    self.functions[message[1]] = Function(*message[2:])
+                elif kind == STOP:
+                    return
+            outbox.flush()
+
+    def begin(self, seq: int, id: str, attempt: int) -> Running | None:
+        """Publish that `seq` runs. None: it was taken back."""
+        words = self.words
+        raw = id.encode()
+        self.board.memory[at.TASK_ID : at.TASK_ID + len(raw) + 1] = raw + b"\0"
+        words[at.STARTED] = monotonic_ns()
+        words[at.RUNNING] = seq
+        if words[at.LOW] <= seq <= words[at.HIGH]:
+            words[at.ENDED] = seq
+            self.put(_encode((SKIPPED, seq)), True)
+            return None
+        running = Running(self, seq, id, attempt)
+        self.runnings[seq] = running
+        if self.early:
+            for message in self.early.pop(seq, ()):
+                running.put_message(message)
+        api.in_process = running
+        return running
+
+    def end(self, seq: int) -> None:
+        api.in_process = None
+        self.inside = self.interrupted = False
+        self.words[at.ENDED] = seq
+        self.runnings.pop(seq, None)
+
+    def task(self, message: list[Any]) -> None:
+        _, seq, id, key, payload, attempt, extras = message
+        running = self.begin(seq, id, attempt)
+        if running is None:
+            return
+        started = self.words[at.STARTED]
+        function = self.functions[key]
+        fn = args = kwargs = value = None
+        try:
+            try:
+                self.inside = True
+                fn = function.load()
+                args, kwargs = self.arguments(seq, payload, extras)
+                if extras is not None and extras.get("capture"):
+                    from ..running.capture import capturing
+
+                    with capturing(running.emit):
+                        value = run(running, function.kind, fn, args, kwargs)
+                else:
+                    value = run(running, function.kind, fn, args, kwargs)
+            finally:
+                self.inside = False
+            if running._noticed:
+                self.cancelled(seq, started, "flag")
+            else:
+                self.result(seq, function.name, started, value)
+        except CancelSignal:
+            self.cancelled(seq, started, "exception" if self.interrupted else "flag")
+        except BaseException as error:
+            self.error(seq, started, error)
+        finally:
+            del fn, args, kwargs, value
+            self.end(seq)
+
+    def chunk(self, message: list[Any]) -> None:
+        """Run the items of a `map` one after the other; each ends by itself, so only the running one can die."""
+        _, seq, id, key, payload, attempt, extras = message
+        running = self.begin(seq, id, attempt)
+        if running is None:
+            return
+        words, put, outbox = self.words, self.put, self.outbox
+        started = words[at.STARTED]
+        words[at.ITEM] = 0
+        function = self.functions[key]
+        try:
+            from ..wire.carry import pack
+
+            fn = function.load()
+            items = self.arguments(seq, payload, extras)
+            for index, args in enumerate(items):
+                words[at.ITEM] = index
+                if words[at.FLAG] == seq:
+                    break
+                try:
+                    self.inside = True
+                    try:
+                        value = run(running, function.kind, fn, args, {})
+                    finally:
+                        self.inside = False
+                    payload, buffers = pack(value)
+                    if buffers:
+                        from pickle import dumps
+
+                        payload = dumps(value, 5)
+                    record = _encode((ITEM_RESULT, seq, index, payload))
+                except BaseException as error:
+                    from ..wire.remote import pack_error
+
+                    record = _encode((ITEM_ERROR, seq, index, pack_error(error)))
+                    if isinstance(error, CancelSignal):
+                        break
+                put(record, True)
+                outbox.settle(monotonic_ns())
+            words[at.ITEM] = len(items)
+            put(_encode((RESULT, seq, monotonic_ns() - started, b"", 0)), True)
+        except BaseException as error:
+            self.error(seq, started, error)
+        finally:
+            self.end(seq)
+
+
+def main(tasks_fd: int, control_fd: int, board_fd: int, life_fd: int) -> None:
+    """Run as a child with the four descriptors that the supervisor passed."""
+    for fd in (tasks_fd, control_fd, board_fd, life_fd):
+        os.set_inheritable(fd, False)
+    _bind_life(life_fd)
+    import faulthandler
+
+    faulthandler.enable(board_fd, all_threads=False)
+    if hasattr(faulthandler, "register"):
+        faulthandler.register(signal.SIGUSR1, board_fd, all_threads=True)
+    tasks = socket.socket(fileno=tasks_fd)
+    control = socket.socket(fileno=control_fd)
+    board = at.Board(board_fd)
+    os.register_at_fork(after_in_child=_forked)
+    pending = bytearray()
+    config = None
+    while config is None:
+        data = tasks.recv(READ)
+        if not data:
+            return
+        pending += data
+        for message in frames(pending):
+            config = message
+    from .vitals import volunteer_for_oom
+
+    volunteer_for_oom()
+    child: Any
+    if config["kind"] == "async":
+        from .async_child import AsyncChild
+
+        child = AsyncChild(tasks, control, board)
+    else:
+        child = PlainChild(tasks, control, board)
+    start_new_thread(child.listen, ())
+    if not child.setup(config):
+        return
+    child.serve()
+    child.leave()
+
+
+def _forked() -> None:
+    """A process that the callable forked shares our board: it must not speak through it."""
+    api.in_process = None
+
+
+def _bind_life(fd: int) -> None:
+    """Die with the supervisor, by the kernel's hand where it has F_SETSIG (Linux); else the control thread sees it."""
+    import fcntl
+
+    set_signal = getattr(fcntl, "F_SETSIG", 10) if sys.platform == "linux" else None
+    if set_signal is not None:
+        fcntl.fcntl(fd, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(fd, set_signal, signal.SIGKILL)
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)

@@ -1,0 +1,650 @@
+"""The process engine: keeps children alive, feeds them, hears them, and stops what must be stopped.
+
+     submit ──▶ an idle child at once
+           └──▶ lanes (by priority) ──▶ refill: as many as the child will finish within AHEAD seconds
+     pump ◀── frames of records ── children;  and a look at each busy child's board now and then (`watch`)
+
+How far ahead a child is fed follows from measured durations: nothing is queued behind a callable that was never
+seen or is known to be slow; and when one turns out slow, what was queued behind it is taken back (`board`).
+So one slow task never holds back fast ones, and nobody but the task that runs can die with a child.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from time import monotonic, time
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..engine import Engine, EngineState, Parcel, Sink
+from ..errors import TaskLost, Unreachable, UsageError
+from ..traits import Traits
+from . import board as at
+from .jobs import ENDED, SENT, WAITING, Job, Lanes
+from .ladder import Ladder
+from .process import ChildProcess, child_environment
+from .pump import READ, WRITE, Pump
+from .reports import (
+    BUFFERS,
+    CANCELLED,
+    CREDIT,
+    ERROR,
+    EVENT,
+    FUNCTION,
+    ITEM_ERROR,
+    ITEM_RESULT,
+    PACKED,
+    PROGRESS,
+    READY,
+    REPORT_CANCELLED,
+    REPORT_EVENTS,
+    REPORT_FAILED,
+    REPORT_ITEM,
+    REPORT_LOST,
+    REPORT_RAISED,
+    REPORT_STARTED,
+    REPORT_SUCCEEDED,
+    REPORT_WANT,
+    RESULT,
+    SEND,
+    SETUP_FAILED,
+    SHARE,
+    SKIPPED,
+    STARTED,
+    STOP,
+    TASK,
+    WANT,
+)
+from .shared import write_buffers
+from .vitals import default_memory_limit, parse_memory, usable_cpus
+from ..wire.share import find_share
+from .watch import Watch
+
+if TYPE_CHECKING:
+    from ..wire.share import Share
+
+log = logging.getLogger("revolve_assistant")
+
+AHEAD = 0.005  # seconds of expected work given to a child in advance
+MAX_AHEAD = 2048  # tasks
+LARGE = 256 << 10  # bytes of payload from which it travels in shared memory
+LINGER = 5.0  # seconds a child has to end by itself when asked
+CONCURRENCY = 100  # coroutines at once in one child
+
+
+class Supervisor(Engine):
+    """Runs tasks in child processes of this machine. Thread-safe; nothing starts before the first `submit`.
+
+    `max_workers` children at most (None: the CPUs this process may use), started when there is work for them;
+    `memory_limit` is the resident memory of a child in bytes, or text as "2GiB" (None: 80% of the control group's
+    limit divided by the children, unlimited where there is none).
+    """
+
+    traits: ClassVar[Traits] = Traits(
+        summary="worker processes on this machine",
+        local=True,
+        cancels=True,
+        kills=True,
+        priorities=True,
+    )
+
+    def __init__(
+        self,
+        *,
+        max_workers: int | None = None,
+        initializer: bytes | None = None,
+        max_tasks_per_child: int | None = None,
+        memory_limit: int | str | None = None,
+        concurrency: int = CONCURRENCY,
+        ladder: Sequence[float] | None = None,
+    ) -> None:
+        if max_workers is not None and (isinstance(max_workers, bool) or not isinstance(max_workers, int)):
+            raise UsageError(f"max_workers={max_workers!r} must be a whole number")
+        if max_workers is not None and max_workers <= 0:
+            raise UsageError(f"max_workers={max_workers} must be greater than 0")
+        if max_tasks_per_child is not None and (not isinstance(max_tasks_per_child, int) or max_tasks_per_child < 1):
+            raise UsageError(f"max_tasks_per_child={max_tasks_per_child!r} must be a whole number >= 1")
+        self.max_workers = max_workers or usable_cpus()
+        self.initializer = initializer
+        self.max_tasks_per_child = max_tasks_per_child
+        self.concurrency = concurrency
+        self.memory_limit = (
+            parse_memory(memory_limit) if memory_limit is not None else default_memory_limit(self.max_workers)
+        )
+        self.lock = threading.RLock()
+        self.children: list[ChildProcess] = []
+        self.durations: dict[int, float] = {}  # function key -> seconds, weighted towards the last runs
+        self.pump = Pump("revolve-pump")
+        self.ladder = Ladder(self, ladder)
+        self.watch = Watch(self)
+        self.lanes = {"plain": Lanes(), "async": Lanes()}
+        self.idle: list[ChildProcess] = []
+        self._open: dict[str, Job] = {}  # jobs by id that have not ended
+        self.reports: list[tuple[Sink, Any]] = []
+        self._delivering = threading.Lock()
+        self._shared: dict[str, tuple[int, bytes, list[int]]] = {}
+        self.closing = False
+        self._starting = 0
+
+    # --- the contract
+
+    def open(self) -> None:
+        pass
+
+    def wake(self) -> None:
+        self.pump.poke()
+
+    def submit(self, parcels: Sequence[Parcel], sink: Sink) -> None:
+        with self.lock:
+            if self.closing:
+                raise Unreachable("the engine is closed")
+            idle = self.idle
+            for parcel in parcels:
+                job = parcel._ = Job(parcel, sink)
+                self._open[parcel.id] = job
+                kind = parcel.work.function.kind
+                if kind == "plain" or kind == "generator":
+                    if idle and not self.lanes["plain"].count:
+                        self._give(idle.pop(), [job])
+                        continue
+                    self.lanes["plain"].push(job)
+                else:
+                    self.lanes["async"].push(job)
+                    self.refill_async()
+            if len(self.children) < self.max_workers or self.lanes["async"].count:
+                self.want_children()
+
+    def state(self, ids: Iterable[str]) -> Mapping[str, EngineState]:
+        found: dict[str, EngineState] = {}
+        with self.lock:
+            for id in ids:
+                job = self._open.get(id)
+                found[id] = "unknown" if job is None else "running" if self.is_running(job) else "queued"
+        return found
+
+    def cancel(self, task_id: str) -> bool:
+        with self.lock:
+            job = self._open.get(task_id)
+            if job is None:
+                return False
+            self.ladder.stop(job, "cancel")
+        self.deliver()
+        return True
+
+    def close(self) -> None:
+        """Stop: waiting tasks are reported lost, running ones killed, children ended (5 s, then killed)."""
+        with self.lock:
+            if self.closing:
+                return
+            self.closing = True
+            waiting = [job for lanes in self.lanes.values() for job in lanes.clear()]
+            for job in waiting:
+                self.end(job, (job.parcel, REPORT_LOST, TaskLost("the engine was closed before the task started")))
+            children = list(self.children)
+            for child in children:
+                if child.jobs:
+                    for job in child.jobs.values():
+                        job.reason = "close"
+                    child.signal_group(signal.SIGKILL)
+                else:
+                    self.retire(child)
+        self.deliver()
+        deadline = monotonic() + LINGER
+        if not self.pump.inside:
+            for child in children:
+                if not child.dead and not child.wait(max(0.0, deadline - monotonic())):
+                    child.signal_group(signal.SIGKILL)
+                    child.wait(LINGER)
+        self.pump.stop()
+        with self.lock:
+            for child in list(self.children):
+                self.watch.bury(child)
+            for fd, _, _ in self._shared.values():
+                if fd >= 0:
+                    os.close(fd)
+            self._shared.clear()
+        self.deliver()
+
+    # --- what the client asks of a running task
+
+    def is_running(self, job: Job) -> bool:
+        child = job.child
+        if child is None or child.dead:
+            return False
+        if child.kind == "async":
+            return job.started > 0
+        return child.running is job
+
+    def send(self, parcel: Parcel, name: str, packed: Any) -> bool:
+        """Hand a message to a task, kept until it starts. False: it has ended."""
+        with self.lock:
+            job: Job | None = parcel._
+            if job is None or job.state == ENDED:
+                return False
+            if job.child is None:
+                if job.messages is None:
+                    job.messages = []
+                job.messages.append((name, packed))
+                del job.messages[:-1000]
+            else:
+                self.tell(job.child, (SEND, job.seq, name, packed))
+            return True
+
+    def grant(self, parcel: Parcel) -> None:
+        """Say that the events before the last WANT were taken."""
+        with self.lock:
+            job: Job | None = parcel._
+            if job is not None and job.child is not None and job.state == SENT:
+                self.tell(job.child, (CREDIT, job.seq))
+
+    def stack(self, parcel: Parcel) -> str:
+        """The live stacks of the child that runs the task. Raises `LookupError` when none does."""
+        from .stacks import ask
+
+        with self.lock:
+            job: Job | None = parcel._
+            if job is None or job.child is None or not self.is_running(job):
+                raise LookupError(f"task {parcel.id} is not running")
+            child = job.child
+            pid, fd = child.pid, os.dup(child.board_fd)
+        try:
+            return ask(pid, fd)
+        finally:
+            os.close(fd)
+
+    # --- feeding
+
+    def tell(self, child: ChildProcess, message: tuple[Any, ...], fd: int = -1) -> None:
+        if child.dead:
+            if fd >= 0:
+                os.close(fd)
+        elif not child.tell(message, fd):
+            self.pump.change(child.control.fileno(), READ | WRITE)
+
+    def _give(self, child: ChildProcess, jobs: Sequence[Job]) -> None:
+        """Send jobs to a child, with whatever it does not have yet."""
+        messages: list[Any] = []
+        for job in jobs:
+            parcel = job.parcel
+            work = parcel.work
+            function = work.function
+            key = function.key
+            if key not in child.functions:
+                child.functions.add(key)
+                messages.append((FUNCTION, key, function.name, function.kind, function.body))
+            child.given = seq = child.given + 1
+            job.seq = seq
+            job.child = child
+            job.state = SENT
+            child.jobs[seq] = job
+            child.cost += self.durations.get(key, AHEAD)
+            extras = None
+            payload = work.payload
+            if (
+                parcel.chunk
+                or parcel.options is not None
+                or work.buffers
+                or work.shares
+                or job.messages
+                or len(payload) >= LARGE
+            ):
+                payload, extras = self._extras(child, job)
+            messages.append((TASK, seq, parcel.id, key, payload, parcel.attempt, extras))
+        if not child.write(messages):
+            self.pump.change(child.tasks.fileno(), READ | WRITE)
+        if child.check is None:
+            self.watch.look_at(child)
+        self.watch.keep_ticking()
+
+    def _extras(self, child: ChildProcess, job: Job) -> tuple[bytes, dict[str, Any] | None]:
+        """The rarer parts of a task: shared memory, shares, options, messages that came before it."""
+        work = job.parcel.work
+        extras: dict[str, Any] = {}
+        payload: bytes = work.payload
+        for key in work.shares:
+            self._give_share(child, key)
+        buffers = list(work.buffers or ())
+        if len(payload) >= LARGE:
+            buffers.insert(0, payload)
+            payload = b""
+        if buffers:
+            fd, sizes = write_buffers(buffers)
+            extras["buffers"] = len(buffers)
+            self.tell(child, (BUFFERS, job.seq, sizes), fd)
+        options = job.parcel.options
+        if options is not None:
+            if options.capture:
+                extras["capture"] = True
+        if job.parcel.chunk:
+            extras["chunk"] = True
+        for name, packed in job.messages or ():
+            self.tell(child, (SEND, job.seq, name, packed))
+        job.messages = None
+        return payload, extras or None
+
+    def _give_share(self, child: ChildProcess, key: str) -> None:
+        share = find_share(key)
+        if share is None or key in child.shares:  # dropped by the caller: the task says that it is missing
+            return
+        fd, data, sizes = self._share(share)
+        for inner in share.inner:
+            self._give_share(child, inner)
+        child.shares.add(key)
+        self.tell(child, (SHARE, key, data, sizes), os.dup(fd) if fd >= 0 else -1)
+
+    def _share(self, share: Share[Any]) -> tuple[int, bytes, list[int]]:
+        """A shared object's memory: one copy, whatever the number of children."""
+        found = self._shared.get(share.key)
+        if found is None:
+            data, buffers = share.payload()
+            fd, sizes = write_buffers(buffers) if buffers else (-1, [])
+            found = self._shared[share.key] = (fd, data, sizes)
+        return found
+
+    def refill(self, child: ChildProcess) -> None:
+        """Feed a plain child as far ahead as measured durations allow."""
+        lanes = self.lanes["plain"]
+        if not child.ready or child.dead or child.stopping:
+            return
+        if child.blocked:
+            if child.jobs:
+                return
+            child.blocked = False
+        jobs: list[Job] = []
+        room = MAX_AHEAD - len(child.jobs)
+        fair = lanes.count // max(1, len(self.children)) + 1
+        limit = self.max_tasks_per_child
+        durations = self.durations
+        cost = child.cost
+        while lanes.count and len(jobs) < room and len(jobs) < fair:
+            if limit is not None and child.given + len(jobs) >= limit:
+                break
+            job = lanes.peek()
+            if job is None:
+                break
+            expected = durations.get(job.parcel.work.function.key, AHEAD)
+            if (child.jobs or jobs) and cost + expected > AHEAD:
+                break
+            cost += expected
+            lanes.pop()
+            jobs.append(job)
+        if jobs:
+            self._give(child, jobs)
+        if not child.jobs:
+            child.cost = 0.0
+            if limit is not None and child.given >= limit:
+                self.retire(child)
+            elif child not in self.idle:
+                self.idle.append(child)
+
+    def refill_async(self) -> None:
+        lanes = self.lanes["async"]
+        children = [child for child in self.children if child.kind == "async" and child.ready and not child.blocked]
+        while lanes.count and children:
+            child = min(children, key=lambda child: len(child.jobs))
+            limit = self.max_tasks_per_child
+            if len(child.jobs) >= self.concurrency or (limit is not None and child.given >= limit):
+                children.remove(child)
+                continue
+            job = lanes.pop()
+            if job is not None:
+                self._give(child, [job])
+
+    # --- children
+
+    def want_children(self) -> None:
+        """Start what the waiting tasks need, on the pump's thread."""
+        plain = [child for child in self.children if child.kind == "plain" and not child.stopping]
+        starting = sum(not child.ready for child in plain)
+        wanted = min(self.max_workers - len(plain), self.lanes["plain"].count - starting) - self._starting
+        grown = [child for child in self.children if child.kind == "async" and not child.stopping]
+        full = all(child.ready and len(child.jobs) >= self.concurrency for child in grown)
+        more = self.lanes["async"].count and full and len(grown) < self.max_workers and not self._starting
+        if wanted <= 0 and not more:
+            return
+        self.pump.start()
+        for _ in range(wanted):
+            self._starting += 1
+            self.pump.soon(lambda: self._start("plain"))
+        if more:
+            self._starting += 1
+            self.pump.soon(lambda: self._start("async"))
+
+    def _start(self, kind: str) -> None:
+        with self.lock:
+            self._starting -= 1
+            if self.closing or not self.lanes[kind].count:
+                return
+            try:
+                child = ChildProcess(
+                    kind,
+                    child_environment(max(1, usable_cpus() // self.max_workers)),
+                    {"path": sys.path, "argv": sys.argv, "initializer": self.initializer, "kind": kind},
+                )
+            except OSError as error:
+                log.error("cannot start a child process: %s", error)
+                if not self.children:
+                    job = self.lanes[kind].pop()
+                    if job is not None:
+                        self.end(
+                            job, (job.parcel, REPORT_RAISED, Unreachable(f"cannot start a child process: {error}"))
+                        )
+                        self.want_children()
+            else:
+                self.children.append(child)
+                self.pump.watch(child.tasks.fileno(), READ if not child.out else READ | WRITE, listener(self, child))
+                self.pump.watch(child.control.fileno(), READ, lambda _mask: self._hear_control(child))
+                if child.pidfd >= 0:
+                    self.pump.watch(child.pidfd, READ, lambda _mask: self.watch.gone(child))
+        self.deliver()
+
+    def retire(self, child: ChildProcess) -> None:
+        """Ask a child without tasks to end."""
+        child.stopping = True
+        if child in self.idle:
+            self.idle.remove(child)
+        if not child.write([(STOP,)]):
+            self.pump.change(child.tasks.fileno(), READ | WRITE)
+        self.pump.at(monotonic() + LINGER, lambda: child.dead or child.signal_group(signal.SIGKILL))
+
+    # --- hearing
+
+    def hear(self, child: ChildProcess, mask: int) -> None:
+        """The task socket can be read or written."""
+        closed = False
+        with self.lock:
+            if child.dead:
+                return
+            if mask & WRITE and child.write_more():
+                self.pump.change(child.tasks.fileno(), READ)
+            if mask & ~WRITE:
+                records, size, closed = child.read()
+                if records:
+                    self.take(child, records, size)
+                if closed:
+                    self.pump.forget(child.tasks.fileno())
+                    if child.pidfd < 0 or not child.wait(0):
+                        # exec'd, closed its sockets, or is about to exit: give it a moment, then make sure
+                        self.pump.at(monotonic() + 0.2, lambda: child.dead or child.signal_group(signal.SIGKILL))
+                        if child.pidfd < 0:
+                            self.pump.at(monotonic() + 0.5, lambda: self.watch.gone(child))
+                elif child.kind == "plain":
+                    self.refill(child)
+                else:
+                    self.refill_async()
+        self.deliver()
+
+    def _hear_control(self, child: ChildProcess) -> None:
+        with self.lock:
+            if not child.dead:
+                if child.control_out and child.tell_more():
+                    self.pump.change(child.control.fileno(), READ)
+                child.read_control()
+
+    def take(self, child: ChildProcess, records: list[list[Any]], size: int) -> None:
+        """Turn a child's records into reports."""
+        jobs, out = child.jobs, self.reports
+        events: list[list[Any]] = []
+        speaker: Job | None = None
+        share = size // len(records) + 1
+        now = monotonic()
+        for record in records:
+            kind = record[0]
+            if kind == EVENT or kind == PACKED or kind == PROGRESS:
+                job = jobs.get(record[1])
+                if job is None:
+                    continue
+                if job is not speaker:
+                    if speaker is not None:
+                        out.append((speaker.sink, (speaker.parcel, REPORT_EVENTS, events, share * len(events))))
+                    if not job.started:
+                        self.announce(child, job)
+                    speaker, events = job, []
+                    job.heard = now
+                events.append(record)
+                job.last_event = record[2]
+                continue
+            if speaker is not None:
+                out.append((speaker.sink, (speaker.parcel, REPORT_EVENTS, events, share * len(events))))
+                speaker, events = None, []
+            if kind == RESULT:
+                job = jobs.pop(record[1], None)
+                if job is None:
+                    continue
+                self._measure(child, job, record[2])
+                buffers = None
+                if record[4]:
+                    child.read_control()
+                    buffers = child.received.pop(record[1], None)
+                self.end(job, (job.parcel, REPORT_SUCCEEDED, record[3], buffers))
+            elif kind == ERROR:
+                job = jobs.pop(record[1], None)
+                if job is not None:
+                    self._measure(child, job, record[2])
+                    self.end(job, (job.parcel, REPORT_FAILED, record[3]))
+            elif kind == CANCELLED:
+                job = jobs.pop(record[1], None)
+                if job is not None:
+                    self._measure(child, job, record[2])
+                    self.end(job, self.ladder.ended(job, record[3]))
+            elif kind == SKIPPED:
+                job = jobs.pop(record[1], None)
+                if job is not None:  # the supervisor had seen it begin before it was skipped
+                    self.again([job])
+            elif kind == STARTED:
+                job = jobs.get(record[1])
+                if job is not None:
+                    self.announce(child, job, record[2])
+            elif kind == WANT:
+                job = jobs.get(record[1])
+                if job is not None:
+                    out.append((job.sink, (job.parcel, REPORT_WANT)))
+            elif kind == ITEM_RESULT:
+                job = jobs.get(record[1])
+                if job is not None:
+                    out.append((job.sink, (job.parcel, REPORT_ITEM, record[2], record[3], None)))
+            elif kind == ITEM_ERROR:
+                job = jobs.get(record[1])
+                if job is not None:
+                    out.append((job.sink, (job.parcel, REPORT_ITEM, record[2], None, record[3])))
+            elif kind == READY:
+                child.ready = True
+            elif kind == SETUP_FAILED:
+                child.setup_error = record[1]
+        if speaker is not None:
+            out.append((speaker.sink, (speaker.parcel, REPORT_EVENTS, events, share * len(events))))
+        if child.check is None and jobs:
+            self.watch.look_at(child)
+
+    def _measure(self, child: ChildProcess, job: Job, duration: int) -> None:
+        seconds = duration * 1e-9
+        key = job.parcel.work.function.key
+        known = self.durations.get(key)
+        if known is None:
+            if len(self.durations) > 10_000:
+                self.durations.clear()
+            self.durations[key] = seconds
+            child.cost -= AHEAD
+        else:
+            child.cost -= known
+            # follows a slower run at once and a faster one slowly: better to feed too little than to take back
+            self.durations[key] = seconds if seconds > 4 * known else known + (seconds - known) / 8
+        if child.cost < 0 or not child.jobs:
+            child.cost = 0.0
+
+    def announce(self, child: ChildProcess, job: Job, started: int = 0) -> None:
+        """Report that the job started, and start its clocks."""
+        if job.started:
+            return
+        now = monotonic()
+        if not started and child.words[at.RUNNING] == job.seq:
+            started = child.words[at.STARTED]
+        job.started = job.heard = min(now, started * 1e-9) if started else now
+        self.reports.append(
+            (job.sink, (job.parcel, REPORT_STARTED, f"{os.uname().nodename}:{child.pid}", time() - (now - job.started)))
+        )
+        self.ladder.watch(job)
+
+    def end(self, job: Job, report: tuple[Any, ...]) -> None:
+        """The job is over: report it once, stop its clocks."""
+        if job.state == ENDED:
+            return
+        job.state = ENDED
+        self._open.pop(job.parcel.id, None)
+        if job.timer is not None or job.stalled is not None or job.reason:
+            self.ladder.forget(job)
+        self.reports.append((job.sink, report))
+
+    def again(self, jobs: list[Job]) -> None:
+        """Jobs that did not start go back to the front of their lanes."""
+        plain: list[Job] = []
+        for job in jobs:
+            job.state, job.child, job.seq = WAITING, None, 0
+            if job.reason:
+                self.end(job, self.ladder.ended(job, "unstarted"))
+            elif job.parcel.work.function.kind in ("plain", "generator"):
+                plain.append(job)
+            else:
+                self.lanes["async"].push(job)
+        self.lanes["plain"].push_back(plain)
+        if not self.closing:
+            for child in list(self.idle):
+                if not self.lanes["plain"].count:
+                    break
+                self.idle.remove(child)
+                self.refill(child)
+            self.refill_async()
+            self.want_children()
+
+    def deliver(self) -> None:
+        """Hand the gathered reports to their sinks, in order, outside the lock.
+
+        One thread at a time; another one that comes meanwhile leaves its reports to that one.
+        """
+        while self.reports:
+            if not self._delivering.acquire(blocking=False):
+                return
+            try:
+                with self.lock:
+                    reports, self.reports = self.reports, []
+                batch: list[Any] = []
+                last: Sink | None = None
+                for sink, report in reports:
+                    if sink is not last:
+                        if last is not None:
+                            last.deliver(batch)
+                        batch, last = [], sink
+                    batch.append(report)
+                if last is not None:
+                    last.deliver(batch)
+            finally:
+                self._delivering.release()
+
+
+def listener(supervisor: Supervisor, child: ChildProcess) -> Callable[[int], None]:
+    """The pump's call for a child's task socket."""
+    return lambda mask: supervisor.hear(child, mask)
