@@ -112,6 +112,17 @@ def barrier(text):
     print("printed by", text)
     return f"result of {text}"
 
+def greedy(text):
+    return len(bytearray(400 << 20)) if text == "much" else 0
+
+async def later(text):
+    import asyncio
+    await asyncio.sleep(0.01)
+    return text
+
+def asks(text):
+    return ask("may I?", timeout=0.1)
+
 def odd(text):
     class Odd:
         def __reduce__(self):
@@ -267,6 +278,10 @@ def test_results_come_while_stdin_is_still_open(start: Start) -> None:
     assert process.wait() == 0
 
 
+def test_coroutines_run_too(run: Run) -> None:
+    assert run("--no-bars", "-k", "work:later", "a", "b").stdout == "a\nb\n"
+
+
 def test_json_items_pass_values(run: Run) -> None:
     done = run("--no-bars", "-k", "--json-items", "work:double", '"a"', "[1, 2]", "3")
     assert done.stdout.splitlines() == ["aa", "[1, 2, 1, 2]", "6"]
@@ -346,6 +361,18 @@ def test_timeout(run: Run) -> None:
 def test_stall(run: Run) -> None:
     done = run("--no-bars", "--stall", "0.2", "work:hold", "hold")
     assert re.search(r"hold +stalled +TaskStalled", done.stderr)
+
+
+def test_memory_limit(run: Run) -> None:
+    done = run("--no-bars", "-j", "1", "--memory-limit", "200M", "work:greedy", "much", "little")
+    assert done.stdout == "0\n"
+    assert re.search(r"much +died +TaskLost: .*200 MiB", done.stderr)
+
+
+def test_a_question_that_nobody_answers_is_said(run: Run) -> None:
+    done = run("--no-bars", "work:asks", "item")
+    assert "item asks 'may I?': nobody answers under `revolve run`" in done.stderr
+    assert re.search(r"item +raised +TimeoutError", done.stderr)
 
 
 def test_halt_stops_at_the_first_failure(run: Run) -> None:
@@ -484,6 +511,32 @@ def test_the_second_ctrl_c_stops_at_once(start: Start) -> None:
     process.send_signal(signal.SIGINT)
     assert process.wait() == 130
     assert time.monotonic() - began < 4.0
+
+
+# --- another process looks at a task
+
+
+def test_stack_shows_where_a_running_task_is(start: Start, folder: Path) -> None:
+    process = start("--no-bars", "--json", "work:hold", "hold")
+    assert process.stdout is not None
+    task = ""
+    for line in process.stdout:
+        event = json.loads(line)
+        task = event["task"]
+        if event["event"] == "output":
+            break
+    command = [*REVOLVE, "stack", task]
+    seen = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    assert (seen.returncode, seen.stderr) == (0, "")
+    assert "in hold" in seen.stdout
+    assert "time.sleep(0.01)" in seen.stdout
+    process.send_signal(signal.SIGINT)
+    process.stdout.read()
+    assert process.wait() == 130
+    gone = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    assert gone.returncode == 1
+    assert gone.stdout == ""
+    assert task in gone.stderr
 
 
 # --- a terminal

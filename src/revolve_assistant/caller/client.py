@@ -29,7 +29,6 @@ T = TypeVar("T")
 
 log = logging.getLogger("revolve_assistant")
 MAX_BUFFERED = 64 << 20  # bytes of events that a client keeps for all its tasks
-KEPT = 1000  # ended tasks that can still be attached, as long as nobody else drops them
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
 
@@ -132,7 +131,8 @@ class Client(concurrent.futures.Executor):
         self._tasks: dict[str, Task[Any]] = {}
         self._uniques: dict[str, Task[Any]] = {}
         self._heavy: dict[str, Task[Any]] = {}
-        self._known: dict[str, Task[Any]] = {}
+        self._maps: set[Any] = set()
+        self._known: weakref.WeakValueDictionary[str, Task[Any]] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
         self._drained: list[Callable[[], None]] = []
         self._shut = False
@@ -319,7 +319,14 @@ class Client(concurrent.futures.Executor):
             with self._lock:
                 if self._uniques.get(task._unique) is task:
                     del self._uniques[task._unique]
-        if self._shut and not self._tasks:
+        if task._log is not None:
+            self._known[task.id] = task
+        if self._shut:
+            self._check_drained()
+
+    def _check_drained(self) -> None:
+        """Something ended: perhaps it was the last."""
+        if self._shut and not self._tasks and not self._maps:
             with self._lock:
                 drained, self._drained = self._drained, []
             for call in drained:
@@ -403,13 +410,15 @@ class Client(concurrent.futures.Executor):
     def _begin_shutdown(self, cancel_futures: bool) -> None:
         self._shut = True
         if cancel_futures:
+            for mapping in list(self._maps):
+                mapping.stop()
             for task in list(self._tasks.values()):
                 if not task.running():
                     task.cancel()
 
     def _when_drained(self, call: Callable[[], None]) -> Callable[[], None]:
         with self._lock:
-            if self._tasks:
+            if self._tasks or self._maps:
                 self._drained.append(call)
                 return lambda: self._drained.remove(call) if call in self._drained else None
         call()
@@ -427,10 +436,14 @@ class Client(concurrent.futures.Executor):
         self._engine.close()
         for task in list(self._tasks.values()):
             task._close("the client was closed before the task ended")
+        for mapping in list(self._maps):
+            mapping.stop()
         self._dispatcher.stop()
         _clients.discard(self)
 
     def _interrupted(self) -> None:
+        for mapping in list(self._maps):
+            mapping.stop()
         for task in list(self._tasks.values()):
             task.cancel()
 

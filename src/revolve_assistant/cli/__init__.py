@@ -6,6 +6,7 @@ A command `name` is the module `cli/name.py` with a `main(argv: list[str]) -> in
 
 from __future__ import annotations
 
+import os
 import sys
 
 COMMANDS = {
@@ -47,6 +48,9 @@ def _call(name: str, argv: list[str]) -> int:
         return code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # `| head`: end as quietly as a program that SIGPIPE ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what the interpreter still flushes goes nowhere
+        return 128 + 13
     except Exception as error:
         from ..errors import AssistantError, UsageError
 

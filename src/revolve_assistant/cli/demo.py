@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..event import ENDS, Event, Progress
+from ..errors import TaskCancelled, TaskLost
+from ..event import Event, Progress
 from ..views.escape import printable
 from . import demo_work as work
 from .flags import Command
@@ -23,9 +26,9 @@ ENOUGH = 60.0  # seconds after which something is wrong
 
 CODE = """\
     from revolve_assistant import Client
-    with Client() as client:                                 # worker processes
-        task = client.submit(thumbnails, "album-1")          # returns at once
-        task.add_listener("progress", print)                 # heard while it runs
+    with Client() as client:                           # worker processes
+        task = client.submit(thumbnails, "album-1")    # returns at once
+        task.add_listener("progress", print)           # heard while it runs
         print(task.result())"""
 
 EXPECTED = Counter(succeeded=4, failed=1, cancelled=1, lost=1)
@@ -36,19 +39,20 @@ def main(argv: list[str]) -> int:
     parser = Command("demo", "Process photos in worker processes, and hear from them live. Needs no server.")
     parser.flag("--keep", metavar="DIR", help="make the photos in DIR, a new folder, and leave them there")
     args = parser.read(argv)
-    try:
-        if args.keep is None:
-            with tempfile.TemporaryDirectory(prefix="revolve-demo-") as folder:
-                return _tell(Path(folder))
-        folder = Path(args.keep)
-        folder.mkdir(parents=True)
-    except OSError as error:
-        print(f"revolve demo: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
-    return _tell(folder)
+    with ExitStack() as stack:
+        try:
+            if args.keep is None:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="revolve-demo-")))
+            else:
+                folder = Path(args.keep)
+                folder.mkdir(parents=True)
+        except OSError as error:
+            print(f"revolve demo: {error.filename}: {error.strerror}", file=sys.stderr)
+            return 2
+        return _tell(folder, "a temporary folder" if args.keep is None else args.keep)
 
 
-def _tell(folder: Path) -> int:
+def _tell(folder: Path, where: str) -> int:
     from ..caller.client import Client
     from ..views.bars import open_bars
 
@@ -56,7 +60,7 @@ def _tell(folder: Path) -> int:
     albums = work.make_albums(folder)
     with open_bars(file=sys.stdout) as bars, Client("process://", max_workers=WORKERS) as client:
         story = Story(client, bars)
-        story.say(f"Made {len(albums)} albums of 6 photos in {folder}.")
+        story.say(f"{len(albums)} albums of 6 photos were made in {where}.")
         story.say(f"7 tasks go to {WORKERS} worker processes; submit() returns at once.")
         story.begin(albums)
         story.wait()
@@ -111,12 +115,14 @@ class Story:
         task = self._client.options(capture=True).submit(function, path)
         self._tasks[name] = task
         task.add_listener("*", lambda event: self._hear(name, event))
+        task.add_done_callback(lambda _: self._end(name, task))
 
     def _hear(self, name: str, event: Event) -> None:
         match event.name, event.args:
             case "started", _:
                 self._running += 1
                 self._bars.add(name, name)
+                self._count()
                 if name == "album-1":
                     self.say("Each bar is fed by track() in its process, heard here as events.")
             case "progress", (Progress() as progress,):
@@ -124,25 +130,37 @@ class Story:
             case "output", (str(text),):
                 self._bars.line(text.rstrip("\n"))
             case "question", (_, text):
-                self.say(f'A task asks: "{text}" We answer: task.send("answer", "gold")')
+                self.say(f'A task asks: "{text}"; task.send("answer", "gold")')
                 self._tasks[name].send("answer", "gold")
-            case state, args if state in ENDS:
-                self._end(name, state, args[0])
 
-    def _end(self, name: str, state: str, what: Any) -> None:
+    def _end(self, name: str, task: Task[str]) -> None:
+        state, note = task.state, _note(task)
         self.ends[state] += 1
         self._running -= 1
-        note = printable(str(what).splitlines()[0]) if str(what) else ""
         self._bars.done(name, state, note)
-        failed = self.ends["failed"] + self.ends["lost"]
-        self._bars.overall(sum(self.ends.values()), len(self._tasks), self._running, failed)
+        self._count()
         if name == "album-1":
             self.say("soften would take minutes: task.cancel() asks it to stop, then insists.")
             self._tasks["soften"].cancel()
         elif name == "crash":
-            self.say("That process died (a null pointer); only its task is lost. The rest goes on,")
-            self.say("and a new process has taken its place.")
+            self.say("Its process is gone, and with it that one task. The others go on, and a")
+            self.say("new process has taken its place.")
         elif name == "soften":
-            self.say(f"soften did not look up from its work; step {note!r} of the ladder ended it.")
+            self.say("The ladder is flag, exception, SIGTERM, SIGKILL. It did not see the flag.")
         elif state == "failed":
-            self.say("A photo is damaged: the exception came back here; the rest goes on.")
+            self.say("A photo is damaged: the exception came back here, the rest goes on.")
+
+    def _count(self) -> None:
+        failed = self.ends["failed"] + self.ends["lost"]
+        self._bars.overall(sum(self.ends.values()), sum(EXPECTED.values()), self._running, failed)
+
+
+def _note(task: Task[str]) -> str:
+    """What there is to say of an end, in a few words."""
+    try:
+        error = task.exception()
+    except TaskCancelled as cancelled:
+        return f"by {cancelled.rung}"
+    if isinstance(error, TaskLost) and error.signal is not None:
+        return f"killed by {signal.Signals(error.signal).name}"
+    return printable(str(error if error is not None else task.result()).splitlines()[0])

@@ -28,7 +28,7 @@ def read_png(path: Path) -> Rows:
         size, kind = struct.unpack_from(">I4s", data, at)
         body = data[at + 8 : at + 8 + size]
         if len(data) < at + 12 + size or zlib.crc32(kind + body) != int.from_bytes(data[at + 8 + size :][:4]):
-            raise ValueError(f"{path.name} is damaged: the checksum of its {kind.decode()} chunk is wrong")
+            raise ValueError(f"{path.name} is damaged: wrong checksum in chunk {kind.decode()}")
         if kind == b"IHDR":
             width = struct.unpack_from(">I", body)[0]
         elif kind == b"IDAT":
@@ -125,7 +125,9 @@ def thumbnails(album: Path) -> str:
     tones = [0] * 8
     photos = sorted(album.glob("photo-*.png"))
     for photo in track(photos, "shrinking"):
-        rows = smooth(smooth(smooth(read_png(photo))))
+        rows = read_png(photo)
+        for _ in range(6):
+            rows = smooth(rows)
         tones = [old + new for old, new in zip(tones, histogram(rows), strict=True)]
         size += write_png(photo.with_name(f"thumb-{photo.name}"), shrink(rows))
     print(f"{album.name}: from dark to bright {' '.join(f'{tone / sum(tones):.0%}' for tone in tones)}")
@@ -161,6 +163,6 @@ def crash(photo: Path) -> str:
     import ctypes
 
     rows = read_png(photo)
-    for _ in track(range(4), "decoding"):
+    for _ in track(range(20), "decoding"):
         rows = smooth(rows)
     return ctypes.string_at(0).decode()

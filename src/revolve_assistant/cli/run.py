@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -13,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from .flags import Command, count, cpus, jobs, seconds, size
 from .run_items import Ahead, Item, from_json, lines, plain
+from .run_report import BROKEN_PIPE, report
 from .run_target import TargetError, find
 
 if TYPE_CHECKING:
     from .run_batch import Batch
     from .run_log import Done
-
-BROKEN_PIPE = 128 + 13  # as the shell sees a program that SIGPIPE ended
 
 DESCRIPTION = """\
 Call a Python function once for each item, in parallel, in worker processes of this machine.
@@ -191,7 +189,7 @@ def _run(args: argparse.Namespace, function: Callable[[Any], Any], items: Iterab
         )
         stack.enter_context(_signals(batch))
         batch.run()
-    return _report(batch, done)
+    return report(batch, done)
 
 
 def _signals(batch: Batch) -> ExitStack:
@@ -201,54 +199,3 @@ def _signals(batch: Batch) -> ExitStack:
         if signal.getsignal(number) is not signal.SIG_IGN:
             stack.callback(signal.signal, number, signal.signal(number, batch.on_signal))
     return stack
-
-
-def _report(batch: Batch, done: Done | None) -> int:
-    """Say on stderr how it went, as far as it did not go well; the exit code."""
-    if isinstance(batch.broken, BrokenPipeError):
-        return BROKEN_PIPE
-    say: list[str] = []
-    counts = batch.counts
-    failed = counts["failed"] + counts["lost"]
-    if done is not None and done.skipped:
-        say.append(f"{done.skipped} skipped: they succeeded in the log")
-    if batch.failures:
-        say += _table(batch, failed)
-    if batch.signal or batch.halted or batch.broken is not None:
-        said = [f"{counts['succeeded']} succeeded", f"{failed} failed", f"{counts['cancelled']} cancelled"]
-        more = "" if batch.read_all else " and what was not read"
-        why = f"stopped at the failure of {batch.halted}" if batch.halted else "stopped"
-        say.append(f"revolve run: {why}: {', '.join(said)}, {counts['not started']} not started{more}")
-    if batch.broken is not None:
-        say.append(f"revolve run: {_problem(batch.broken)}")
-    if say:
-        print("\n".join(say), file=sys.stderr, flush=True)
-    if batch.signal:
-        return 128 + batch.signal
-    return 1 if batch.failures or batch.halted or batch.broken is not None else 0
-
-
-def _problem(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return f"cannot go on: {error.strerror or error}" + (f": {error.filename}" if error.filename else "")
-    return f"{type(error).__name__}: {error}"
-
-
-def _table(batch: Batch, failed: int) -> list[str]:
-    total = sum(batch.counts[state] for state in ("succeeded", "failed", "lost", "cancelled"))
-    width = max(60, shutil.get_terminal_size().columns) if os.isatty(2) else 0
-    rows = [("ITEM", "WHAT", "ERROR"), *batch.failures]
-    first = min(max(len(row[0]) for row in rows), width // 3 or 1 << 20)
-    second = max(len(row[1]) for row in rows)
-    out = [f"{max(failed, len(batch.failures))} of {total} failed:"]
-    for label, what, error in rows:
-        text = f"  {_fit(label, first):<{first}}  {what:<{second}}  {error}"
-        out.append(_fit(text, width - 1) if width else text)
-    hidden = failed - len(batch.failures)
-    if hidden > 0:
-        out.append(f"  … and {hidden} more; --log FILE keeps them all")
-    return out
-
-
-def _fit(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: max(1, width - 1)] + "…"

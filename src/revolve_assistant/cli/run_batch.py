@@ -21,13 +21,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..event import ENDS, Event, Progress
 from ..views.escape import printable
 from .run_items import Ahead, Item
 from .run_log import Log, line
 from .run_output import ERR, LOG, OUT, Lines, Turns, to_bytes, to_json, to_text, write_all
+from .run_report import Failure, first_line, note, short, traceback_of, what
 
 if TYPE_CHECKING:
     from ..caller.client import Client
@@ -35,14 +36,6 @@ if TYPE_CHECKING:
 
 MOST_FAILURES = 200  # kept for the table at the end
 RESTORE = 1.0  # seconds that the bars have to give the terminal back when a second Ctrl-C came
-
-
-class Failure(NamedTuple):
-    """One line of the table at the end."""
-
-    label: str
-    what: str
-    error: str
 
 
 class Job:
@@ -112,7 +105,7 @@ class Batch:
         """The first failures, for the table."""
         self.signal = 0
         """The signal that stopped it, 0: none."""
-        self.halted = ""
+        self.halted: str | None = None
         """The item whose failure stopped it."""
         self.broken: Exception | None = None
         """What went wrong with stdout, the log or stdin."""
@@ -153,7 +146,7 @@ class Batch:
         match message:
             case Job():
                 del self._jobs[message.index]
-                if self.halted:
+                if self.halted is not None:
                     self._stop()
             case int():
                 if not self.signal:
@@ -230,7 +223,7 @@ class Batch:
                 self._say(f"{job.label} asks {to_text(args[-1])!r}: nobody answers under `revolve run`")
             case "retrying":
                 reason, delay = (*args, "", 0.0)[:2]
-                self._say(f"{job.label}: attempt {event.attempt} failed, again in {delay:.1f} s: {_line(reason)}")
+                self._say(f"{job.label}: attempt {event.attempt} failed, again in {delay:.1f} s: {first_line(reason)}")
             case "waiting" | "gap":
                 self._say(f"{job.label}: {name} {' '.join(map(to_text, args))}")
             case _ if name in ENDS:
@@ -267,7 +260,7 @@ class Batch:
                 job.item.value if not job.item.wrong else job.item.label,
                 state,
                 seconds=seconds,
-                error=None if error is None else _short(error),
+                error=None if error is None else short(error),
                 attempt=event.attempt,
                 time=event.time,
                 function=self._name,
@@ -276,7 +269,7 @@ class Batch:
         if was_running:
             self._running -= 1
             if self._bars is not None:
-                self._bars.done(job.index, state, "" if error is None else _line(_short(error)))
+                self._bars.done(job.index, state, note(event, error))
         self._count()
 
     def _error(self, job: Job, event: Event) -> BaseException:
@@ -290,15 +283,15 @@ class Batch:
                     return found
         from ..errors import TaskCancelled, TaskLost
 
-        return TaskLost(to_text(value)) if event.name == "lost" else TaskCancelled(f"cancelled: {to_text(value)}")
+        return TaskLost(to_text(value)) if event.name == "lost" else TaskCancelled(f"by {to_text(value)}")
 
     def _failed(self, job: Job, event: Event, error: BaseException) -> None:
         if len(self.failures) < MOST_FAILURES:
             tries = f", attempt {event.attempt}" if event.attempt > 1 else ""
-            self.failures.append(Failure(job.label, _what(event.name, error) + tries, _line(_short(error))))
+            self.failures.append(Failure(job.label, what(event.name, error) + tries, first_line(error)))
         if self._tracebacks:
-            self._put(job, ERR, job.errors.add(_traceback(error)))
-        if self._halt and not self.halted:
+            self._put(job, ERR, job.errors.add(traceback_of(error)))
+        if self._halt and self.halted is None:
             self.halted = job.label
 
     def _count(self) -> None:
@@ -322,7 +315,7 @@ class Batch:
             case "succeeded":
                 fields["result"] = args[0] if args else None
             case "failed" | "lost" | "cancelled":
-                fields["error"] = _short(self._error(job, event))
+                fields["error"] = short(self._error(job, event))
             case "output" | "error_output" if args:
                 fields["text"] = args[0]
             case "progress" if args and isinstance(args[0], Progress):
@@ -358,44 +351,9 @@ class Batch:
             if self._bars is not None:
                 self._bars.line(f"revolve run: {text}", error=True)
             else:
-                print(f"revolve run: {text}", file=sys.stderr, flush=True)
+                with suppress(OSError):  # the terminal is gone
+                    print(f"revolve run: {text}", file=sys.stderr, flush=True)
 
 
 def _is_json(value: object) -> bool:
     return value is None or isinstance(value, (bool, int, str, list, dict, float))
-
-
-def _short(error: BaseException) -> str:
-    """`ValueError: what it says`, as the last line of a traceback."""
-    text = to_text(error).strip()
-    kind = getattr(error, "type_name", "") or type(error).__name__
-    return f"{kind}: {text}" if text else kind
-
-
-def _line(text: object) -> str:
-    """The first line of what an error says."""
-    if isinstance(text, BaseException):
-        text = _short(text)
-    lines = to_text(text).strip().splitlines()
-    return printable(lines[0]) if lines else ""
-
-
-def _what(state: str, error: BaseException) -> str:
-    from ..errors import TaskLost, TaskStalled, TaskTimeout
-
-    if isinstance(error, TaskTimeout):
-        return "timed out"
-    if isinstance(error, TaskStalled):
-        return "stalled"
-    if isinstance(error, TaskLost) or state == "lost":
-        return "died"
-    return "cancelled" if state == "cancelled" else "raised"
-
-
-def _traceback(error: BaseException) -> str:
-    remote = getattr(error, "remote_traceback", "")
-    if not remote:
-        import traceback
-
-        remote = "".join(traceback.format_exception(error))
-    return remote if remote.endswith("\n") else remote + "\n"

@@ -81,7 +81,7 @@ class Ahead:
         """Items read so far."""
         self.ended = False
         """Nothing more will come: `seen` is the total."""
-        self.error: OSError | None = None
+        self.error: Exception | None = None
         """What ended the reading before its time."""
 
     def start(self) -> None:
@@ -118,7 +118,7 @@ class Ahead:
             for item in self._source:
                 if not self._put(item):
                     return
-        except OSError as error:
+        except Exception as error:
             self.error = error
         with self._changed:
             self.ended = True

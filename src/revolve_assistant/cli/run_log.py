@@ -4,12 +4,13 @@
      "time": 1767225600.0, "function": "work:resize"}
 
 A line is one `write` to a file opened with O_APPEND, so that several runs may share a log, and `kill -9` leaves
-at worst one torn last line, which reading passes over and the next run ends with a newline. The line is written
+at worst one torn last line, which reading passes over and the next one ends. The line is written
 after the item's result went to stdout: what the log calls done has been printed.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections import Counter
@@ -22,13 +23,15 @@ class Log:
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         end = os.lseek(self._fd, 0, os.SEEK_END)
-        if end and os.pread(self._fd, 1, end - 1) != b"\n":
-            os.write(self._fd, b"\n")
+        self._torn = end > 0 and os.pread(self._fd, 1, end - 1) != b"\n"
 
     def write(self, line: bytes) -> None:
         """Append one line, whole."""
-        if os.write(self._fd, line) != len(line):
-            raise OSError("the disk is full: the log holds half a line")
+        data = b"\n" + line if self._torn else line
+        self._torn = True
+        if os.write(self._fd, data) != len(data):
+            raise OSError(errno.ENOSPC, "the disk is full, the log holds half a line")
+        self._torn = False
 
     def close(self) -> None:
         """Let go of the file."""

@@ -8,6 +8,7 @@
     OUT       child     count << 32 | length of the records in the outbox that were not yet sent
     FRAME     child     how many frames were sent whole
     LOW, HIGH parent    tasks LOW … HIGH are taken back: the child skips them
+    STOP_AT   parent    index of the first item of the running chunk that the child leaves alone
     FLAG      parent    sequence number of the task asked to stop
     RAISE     parent    sequence number of the task in which a SIGINT raises CancelSignal
 
@@ -37,6 +38,7 @@ HIGH: Final = 6
 FLAG: Final = 7
 RAISE: Final = 8
 ENDED: Final = 9
+STOP_AT: Final = 10
 
 WORDS: Final = 64
 TASK_ID: Final = WORDS * 8  # the running task's id, text, for `revolve stack`

@@ -53,6 +53,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 _length = struct.Struct("<I")
 READ = 256 * 1024  # bytes taken from the socket at once
+LARGE = 256 << 10  # bytes of a pickle from which it travels in shared memory
 
 
 class Function:
@@ -185,19 +186,24 @@ class Child:
     def arguments(self, seq: int, payload: bytes, extras: dict[str, Any] | None) -> Any:
         from ..wire.carry import unpack
 
-        return unpack(payload, self.take_buffers(seq) if extras and "buffers" in extras else None)
+        if extras is None or "buffers" not in extras:
+            return unpack(payload)
+        buffers = self.take_buffers(seq)
+        return unpack(payload or buffers.pop(0), buffers)
 
     def result(self, seq: int, name: str, started: int, value: Any) -> None:
         """Say the result, or that it cannot travel."""
         from ..wire.carry import pack
 
         try:
-            payload, buffers = pack(value)
+            payload, buffers = pack(value, "result")
         except NotCarriable as error:
-            failure = NotCarriable(f"the result of {name}() cannot be carried back: {error}")
-            failure.__cause__ = error.__cause__
-            self.error(seq, started, failure)
+            error.add_note(f"the result of {name}() cannot be carried back")
+            self.error(seq, started, error)
             return
+        if len(payload) >= LARGE:
+            buffers = [payload, *(buffers or ())]
+            payload = b""
         if buffers:
             with self.control_lock:
                 send_buffers(self.control, (BUFFERS, seq), buffers)
@@ -339,7 +345,7 @@ class PlainChild(Child):
         except BaseException as error:
             self.error(seq, started, error)
         finally:
-            del fn, args, kwargs, value
+            fn = args = kwargs = value = None
             self.end(seq)
 
     def chunk(self, message: list[Any]) -> None:
@@ -349,43 +355,48 @@ class PlainChild(Child):
         if running is None:
             return
         words, put, outbox = self.words, self.put, self.outbox
-        started = words[at.STARTED]
-        words[at.ITEM] = 0
+        started = now = words[at.STARTED]
         function = self.functions[key]
         try:
-            from ..wire.carry import pack
+            from ..wire.carry import pack, unpack
 
             fn = function.load()
-            items = self.arguments(seq, payload, extras)
-            for index, args in enumerate(items):
+            if extras is not None and "buffers" in extras:
+                payload = self.take_buffers(seq)[0]
+            items = _decode(payload)
+            plain = function.kind == "plain"
+            for index, item in enumerate(items):
+                words[at.STARTED] = now
                 words[at.ITEM] = index
-                if words[at.FLAG] == seq:
+                if words[at.STOP_AT] <= index or words[at.FLAG] == seq:
                     break
                 try:
                     self.inside = True
-                    try:
-                        value = run(running, function.kind, fn, args, {})
-                    finally:
-                        self.inside = False
-                    payload, buffers = pack(value)
+                    args = unpack(item)
+                    value = fn(*args) if plain else run(running, function.kind, fn, args, {})
+                    payload, buffers = pack(value, "result")
                     if buffers:
                         from pickle import dumps
 
                         payload = dumps(value, 5)
+                    self.inside = False
                     record = _encode((ITEM_RESULT, seq, index, payload))
                 except BaseException as error:
+                    self.inside = False
                     from ..wire.remote import pack_error
 
-                    record = _encode((ITEM_ERROR, seq, index, pack_error(error)))
                     if isinstance(error, CancelSignal):
                         break
+                    record = _encode((ITEM_ERROR, seq, index, pack_error(error)))
+                args = value = payload = None
                 put(record, True)
-                outbox.settle(monotonic_ns())
-            words[at.ITEM] = len(items)
+                now = monotonic_ns()
+                outbox.settle(now)
             put(_encode((RESULT, seq, monotonic_ns() - started, b"", 0)), True)
         except BaseException as error:
             self.error(seq, started, error)
         finally:
+            words[at.STOP_AT] = at.NEVER
             self.end(seq)
 
 

@@ -114,6 +114,7 @@ class ChildProcess:
         self.board = at.Board(self.board_fd)
         self.words = self.board.words
         self.words[at.LOW] = at.NEVER
+        self.words[at.STOP_AT] = at.NEVER
         import fcntl
 
         fcntl.fcntl(self.board_fd, fcntl.F_SETFL, fcntl.fcntl(self.board_fd, fcntl.F_GETFL) | os.O_APPEND)

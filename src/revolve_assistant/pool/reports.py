@@ -51,4 +51,5 @@ REPORT_RAISED: Final = 5  # (parcel, kind, exception)               live engines
 REPORT_CANCELLED: Final = 6  # (parcel, kind, rung)
 REPORT_LOST: Final = 7  # (parcel, kind, TaskLost)
 REPORT_WANT: Final = 9  # (parcel, kind)
+REPORT_TRIMMED: Final = 10  # (parcel, kind, index): the items of the chunk from there on were taken back
 REPORT_ITEM: Final = 8  # (parcel, kind, index, payload or None, packed error or None)

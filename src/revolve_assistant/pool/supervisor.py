@@ -25,6 +25,7 @@ from ..errors import TaskLost, Unreachable, UsageError
 from ..traits import Traits
 from . import board as at
 from .jobs import ENDED, SENT, WAITING, Job, Lanes
+from .child import LARGE
 from .ladder import Ladder
 from .process import ChildProcess, child_environment
 from .pump import READ, WRITE, Pump
@@ -71,7 +72,6 @@ log = logging.getLogger("revolve_assistant")
 
 AHEAD = 0.005  # seconds of expected work given to a child in advance
 MAX_AHEAD = 2048  # tasks
-LARGE = 256 << 10  # bytes of payload from which it travels in shared memory
 LINGER = 5.0  # seconds a child has to end by itself when asked
 CONCURRENCY = 100  # coroutines at once in one child
 
@@ -240,6 +240,18 @@ class Supervisor(Engine):
             job: Job | None = parcel._
             if job is not None and job.child is not None and job.state == SENT:
                 self.tell(job.child, (CREDIT, job.seq))
+
+    def trim(self, task_id: str) -> None:
+        """Let a chunk end after its running item."""
+        with self.lock:
+            job = self._open.get(task_id)
+            if job is None:
+                return
+            if job.child is None or not self.is_running(job):
+                self.ladder.stop(job, "cancel")
+            else:
+                job.child.words[at.STOP_AT] = job.child.words[at.ITEM] + 1
+        self.deliver()
 
     def stack(self, parcel: Parcel) -> str:
         """The live stacks of the child that runs the task. Raises `LookupError` when none does."""
@@ -520,7 +532,13 @@ class Supervisor(Engine):
                 if record[4]:
                     child.read_control()
                     buffers = child.received.pop(record[1], None)
-                self.end(job, (job.parcel, REPORT_SUCCEEDED, record[3], buffers))
+                if job.parcel.chunk:
+                    self.end(job, (job.parcel, REPORT_SUCCEEDED, None, record[2] * 1e-9))
+                    continue
+                payload = record[3]
+                if buffers and not payload:
+                    payload = buffers.pop(0)
+                self.end(job, (job.parcel, REPORT_SUCCEEDED, payload, buffers))
             elif kind == ERROR:
                 job = jobs.pop(record[1], None)
                 if job is not None:
@@ -561,6 +579,9 @@ class Supervisor(Engine):
             self.watch.look_at(child)
 
     def _measure(self, child: ChildProcess, job: Job, duration: int) -> None:
+        if job.parcel.chunk:
+            child.cost = 0.0
+            return
         seconds = duration * 1e-9
         key = job.parcel.work.function.key
         known = self.durations.get(key)

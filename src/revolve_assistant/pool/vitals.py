@@ -211,5 +211,5 @@ def parse_memory(value: str | int) -> int:
         if factor and number.replace(".", "", 1).isdecimal() and number.isascii():
             size = int(number) * factor if number.isdecimal() else float(number) * factor
     if size < 1 or size >= _UNLIMITED:
-        raise UsageError(f"memory={value!r} must be a number of bytes > 0, or a text such as '512M' or '2GiB'")
+        raise UsageError(f"memory size {value!r} must be a number of bytes > 0, or a text such as '512M' or '2GiB'")
     return int(size)

@@ -11,7 +11,7 @@ from ..wire.remote import unpack_error
 from . import board as at
 from .jobs import Job
 from .process import ChildProcess
-from .reports import REPORT_LOST, REPORT_RAISED
+from .reports import REPORT_LOST, REPORT_RAISED, REPORT_TRIMMED
 from .vitals import describe_exit, is_stopped, oom_kills, peak, resident
 
 if TYPE_CHECKING:
@@ -63,11 +63,31 @@ class Watch:
             return True
         if not running.started:
             self.supervisor.announce(child, running)
+        if running.parcel.chunk:
+            if self.supervisor.idle and monotonic() - child.words[at.STARTED] * 1e-9 > SLOW:
+                self._trim(child, running)
+            return child.words[at.STOP_AT] == at.NEVER
         if len(child.jobs) == 1:
             return False
         if not child.blocked and monotonic() - child.words[at.STARTED] * 1e-9 > SLOW:
             self.recall(child)
         return not child.blocked
+
+    def _trim(self, child: ChildProcess, job: Job) -> None:
+        """Take back the items behind a slow one of a chunk, by the same reasoning as `recall`."""
+        if child.words[at.STOP_AT] != at.NEVER:
+            return
+        first = child.words[at.ITEM] + 1
+        child.words[at.STOP_AT] = first
+
+        def settled() -> None:
+            with self.supervisor.lock:
+                # the child may have begun one more before it saw the mark: then it says so by its result
+                if not child.dead and child.running is job and child.words[at.ITEM] < first:
+                    self.supervisor.reports.append((job.sink, (job.parcel, REPORT_TRIMMED, first)))
+            self.supervisor.deliver()
+
+        self.supervisor.pump.at(monotonic() + at.SETTLE, settled)
 
     def recall(self, child: ChildProcess) -> None:
         """Take back what the child has not begun; it goes elsewhere in a moment (`board` says how)."""

@@ -21,7 +21,7 @@ def printable(text: str, keep_newlines: bool = False) -> str:
     r"""`text` with everything that could act on a terminal shown as an escape: ESC as `\x1b`, U+202E as `\u202e`.
 
     With `keep_newlines` newlines and tabs stay, and `\r\n` is a newline. A backslash stays a backslash, so the
-    result is for eyes and cannot be turned back. Harmless text comes back as it is (50 ns).
+    result is for eyes and cannot be turned back. Harmless text comes back as it is (0.1 µs).
     """
     if text.isprintable():
         return text

@@ -1,0 +1,103 @@
+"""Runs callables in threads of this process."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from ..engine import Parcel, Sink
+from ..errors import Unreachable, UsageError
+from ..pool.jobs import Lanes
+from ..pool.live import LiveEngine, LiveJob
+from ..pool.reports import REPORT_RAISED
+from ..traits import Traits
+from .url import Url
+
+
+class Engine(LiveEngine):
+    """`thread://`: `max_workers` threads (None: as ThreadPoolExecutor), started when there is work for them.
+
+    A thread cannot be stopped against its will: `cancel`, `timeout` and `stall` raise the flag, and the task ends
+    when the callable heeds it.
+    """
+
+    traits: ClassVar[Traits] = Traits(
+        summary="threads of this process", local=True, live=True, cancels=True, priorities=True
+    )
+
+    def __init__(
+        self,
+        *,
+        max_workers: int | None = None,
+        initializer: Callable[..., Any] | None = None,
+        initargs: tuple[Any, ...] = (),
+    ) -> None:
+        super().__init__()
+        if max_workers is not None and (not isinstance(max_workers, int) or max_workers <= 0):
+            raise UsageError(f"max_workers={max_workers!r} must be a whole number greater than 0")
+        self.max_workers = max_workers or min(32, (os.cpu_count() or 1) + 4)
+        self._initialize = (initializer, initargs) if initializer is not None else None
+        self._lanes = Lanes()
+        self._work = threading.Condition(self.lock)
+        self._threads: list[threading.Thread] = []
+        self._idle = 0
+
+    @classmethod
+    def from_url(cls, url: Url, **options: Any) -> Engine:
+        return cls(**options)
+
+    def submit(self, parcels: Sequence[Parcel], sink: Sink) -> None:
+        with self._work:
+            if self.closing:
+                raise Unreachable("the engine is closed")
+            for parcel in parcels:
+                self._lanes.push(self.take(parcel, sink))  # type: ignore[arg-type]
+                if self._idle >= self._lanes.count:
+                    self._work.notify()
+                elif len(self._threads) < self.max_workers:
+                    thread = threading.Thread(
+                        target=self._serve, name=f"revolve-{len(self._threads) + 1}", daemon=True
+                    )
+                    self._threads.append(thread)
+                    thread.start()
+
+    def drop(self, job: LiveJob) -> bool:
+        self._lanes.drop(job)  # type: ignore[arg-type]
+        return True
+
+    def _serve(self) -> None:
+        problem: Exception | None = None
+        if self._initialize is not None:
+            initializer, initargs = self._initialize
+            try:
+                initializer(*initargs)
+            except Exception as error:
+                error.add_note("raised by the initializer of the thread")
+                problem = error
+        while True:
+            with self._work:
+                while True:
+                    job: Any = self._lanes.pop()
+                    if job is not None or self.closing:
+                        break
+                    self._idle += 1
+                    self._work.wait()
+                    self._idle -= 1
+                if job is None:
+                    return
+            if problem is not None:
+                self.end(job, (job.parcel, REPORT_RAISED, problem))
+            else:
+                self.run(job)
+            del job
+
+    def close(self) -> None:
+        super().close()
+        with self._work:
+            self._work.notify_all()
+            threads = list(self._threads)
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join(5.0)
