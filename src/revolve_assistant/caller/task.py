@@ -393,6 +393,8 @@ class Task(concurrent.futures.Future[T]):
             self._fail(state, shown)
             return
         self._packed_error = None
+        if self._started is None:
+            self._start_late(time())
         kept = self._ensure_log()
         reason = f"{type(shown).__name__}: {shown}"
         kept.append([(LOCAL, 0, "retrying", time(), (reason, delay))], 64 + len(reason))
@@ -414,7 +416,10 @@ class Task(concurrent.futures.Future[T]):
         with _ending:
             if self._end is not None:
                 return
-            self._end = (state, time(), rung)
+            now = time()
+            if self._started is None:
+                self._start_late(now)
+            self._end = (state, now, rung)
             kept = self._log
             listened = self._listened
             if kept is None and listened:
@@ -425,6 +430,17 @@ class Task(concurrent.futures.Future[T]):
             self._post()
         else:
             self._finish()
+
+    def _start_late(self, now: float) -> None:
+        """It ended before its start was announced; one that never started stays without."""
+        parcel = self._parcel
+        job = parcel._ if parcel is not None else None
+        child = getattr(job, "child", None)
+        if child is not None:
+            if self._log is not None or self._listened:
+                self._take_start(child.name, now)
+            else:
+                self._started = (child.name, now)
 
     def _log_end(self, kept: Log) -> None:
         end = self._end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from time import monotonic_ns
 from typing import Any
 
@@ -50,7 +51,6 @@ class AsyncChild(Child):
     async def _serve(self) -> None:
         self.loop = loop = asyncio.get_running_loop()
         self.tasks.setblocking(True)
-        pending = bytearray()
         done = asyncio.Event()
 
         def readable() -> None:
@@ -58,8 +58,11 @@ class AsyncChild(Child):
             if not data:
                 done.set()
                 return
-            pending.extend(data)
-            for message in frames(pending):
+            self.pending.extend(data)
+            heed(frames(self.pending))
+
+        def heed(messages: Iterable[Any]) -> None:
+            for message in messages:
                 kind = message[0]
                 if kind == TASK:
                     self.running[message[1]] = loop.create_task(self._task(message))
@@ -68,6 +71,7 @@ class AsyncChild(Child):
                 elif kind == STOP:
                     done.set()
 
+        heed(self.waiting)
         loop.add_reader(self.tasks.fileno(), readable)
         await done.wait()
         loop.remove_reader(self.tasks.fileno())

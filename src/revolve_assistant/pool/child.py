@@ -110,6 +110,8 @@ class Child:
         self.arrived.acquire()
         self.finish: Any = None  # the exit of an initializer that is a context manager
         self.control_lock = allocate_lock()
+        self.pending = bytearray()  # read from the task socket, not yet whole
+        self.waiting: deque[Any] = deque()  # messages not yet heeded
 
     def stopping(self, running: Running) -> bool:
         return self.words[at.FLAG] == running._seq
@@ -263,16 +265,10 @@ class PlainChild(Child):
             raise CancelSignal("the task was stopped")
 
     def serve(self) -> None:
-        pending = bytearray()
-        waiting: deque[Any] = deque()
+        pending, waiting = self.pending, self.waiting
         recv = self.tasks.recv
         outbox = self.outbox
         while True:
-            data = recv(READ)
-            if not data:
-                return
-            pending += data
-            waiting.extend(frames(pending))
             while waiting:
                 message = waiting.popleft()
                 kind = message[0]
@@ -288,6 +284,11 @@ class PlainChild(Child):
                 elif kind == STOP:
                     return
             outbox.flush()
+            data = recv(READ)
+            if not data:
+                return
+            pending += data
+            waiting.extend(frames(pending))
 
     def begin(self, seq: int, id: str, attempt: int) -> Running | None:
         """Publish that `seq` runs. None: it was taken back."""
@@ -415,14 +416,14 @@ def main(tasks_fd: int, control_fd: int, board_fd: int, life_fd: int) -> None:
     board = at.Board(board_fd)
     os.register_at_fork(after_in_child=_forked)
     pending = bytearray()
-    config = None
-    while config is None:
+    messages: list[Any] = []
+    while not messages:
         data = tasks.recv(READ)
         if not data:
             return
         pending += data
-        for message in frames(pending):
-            config = message
+        messages = frames(pending)
+    config = messages.pop(0)
     from .vitals import volunteer_for_oom
 
     volunteer_for_oom()
@@ -433,6 +434,7 @@ def main(tasks_fd: int, control_fd: int, board_fd: int, life_fd: int) -> None:
         child = AsyncChild(tasks, control, board)
     else:
         child = PlainChild(tasks, control, board)
+    child.pending, child.waiting = pending, deque(messages)
     start_new_thread(child.listen, ())
     if not child.setup(config):
         return

@@ -69,6 +69,7 @@ class ChildProcess:
         "jobs",
         "kind",
         "life",
+        "name",
         "out",
         "peeked",
         "pid",
@@ -146,6 +147,7 @@ class ChildProcess:
             control.close()
             os.close(life)
         self.pid = self.popen.pid
+        self.name = f"{os.uname().nodename}:{self.pid}"
         self.pidfd = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else -1
         self.tasks.setblocking(False)
         self.control.setblocking(False)

@@ -17,6 +17,7 @@ import time
 from . import board as at
 
 _LINE = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<name>.*)$')
+_OURS = re.compile(r'^  File "[^"]*/revolve_assistant/(pool|running)/|^  File "<string>", line 1 in <module>|^Extension modules')
 WAIT = 2.0  # seconds
 
 
@@ -39,7 +40,7 @@ def ask(pid: int, fd: int) -> str:
         last = size
     if last == before:
         raise LookupError(f"process {pid} did not answer within {WAIT:g} s: it may be stopped or hang in the kernel")
-    return _with_source(os.pread(fd, last - before, before).decode("utf-8", "replace"))
+    return _with_source(without_our_frames(os.pread(fd, last - before, before).decode("utf-8", "replace")))
 
 
 def find_and_dump(task_id: str) -> str:
@@ -85,6 +86,16 @@ def _is_child(pid: int) -> bool:
             return b"revolve_assistant.pool.child" in file.read()
     except OSError:
         return False
+
+
+def without_our_frames(text: str) -> str:
+    """Leave out what this library's own code has on the stacks, and threads that are nothing else."""
+    kept: list[str] = []
+    for block in text.split("\n\n"):
+        lines = [line for line in block.splitlines() if not _OURS.search(line)]
+        if any(line.startswith("  File") for line in lines) or "File" not in block:
+            kept.append("\n".join(lines))
+    return "\n\n".join(kept)
 
 
 def _with_source(text: str) -> str:

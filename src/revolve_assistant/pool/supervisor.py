@@ -606,7 +606,7 @@ class Supervisor(Engine):
             started = child.words[at.STARTED]
         job.started = job.heard = min(now, started * 1e-9) if started else now
         self.reports.append(
-            (job.sink, (job.parcel, REPORT_STARTED, f"{os.uname().nodename}:{child.pid}", time() - (now - job.started)))
+            (job.sink, (job.parcel, REPORT_STARTED, child.name, time() - (now - job.started)))
         )
         self.ladder.watch(job)
 

@@ -11,6 +11,7 @@ from ..wire.remote import unpack_error
 from . import board as at
 from .jobs import Job
 from .process import ChildProcess
+from .stacks import without_our_frames
 from .reports import REPORT_LOST, REPORT_RAISED, REPORT_TRIMMED
 from .vitals import describe_exit, is_stopped, oom_kills, peak, resident
 
@@ -202,6 +203,7 @@ class Watch:
         item = child.words[at.ITEM]
         stacks = child.stacks() if victims else ""
         text, number, code = describe_exit(status)
+        text = f"it was {text}" if number is not None else f"it {text}"
         never = not child.ready and not child.stopping and not supervisor.closing
         child.jobs.clear()
         if child.check is not None:
@@ -216,7 +218,7 @@ class Watch:
             text += " (the system ran out of memory)"
         for job in victims:
             error = job.verdict or lost(
-                job, f"it {text}", signal=number, exit_code=code, peak_memory=highest or None, stacks=stacks
+                job, text, signal=number, exit_code=code, peak_memory=highest or None, stacks=stacks
             )
             if isinstance(error, TaskLost) and error.signal is None and error.exit_code is None:
                 error.signal, error.exit_code = number, code
@@ -236,7 +238,7 @@ class Watch:
             error.add_note("raised by the initializer of the child process")
             self.supervisor.end(job, (job.parcel, REPORT_RAISED, error))
         else:
-            error = lost(job, f"it {text} before it was ready", signal=number, exit_code=code)
+            error = lost(job, f"{text} before it was ready", signal=number, exit_code=code)
             self.supervisor.end(job, (job.parcel, REPORT_LOST, error, 0))
 
 
@@ -248,7 +250,7 @@ def lost(job: Job, why: str, *, stacks: str = "", **facts: Any) -> TaskLost:
     for name, value in facts.items():
         setattr(error, name, value)
     if stacks.strip():
-        error.add_note(stacks.strip()[-4000:])
+        error.add_note(without_our_frames(stacks).strip()[-4000:])
     return error
 
 

@@ -206,6 +206,9 @@ def cloud_pickler() -> Any:
                 reduced = self._dynamic_function_reduce(obj)
                 reduced[2][0].pop(OPTIONS, None)  # the state's copy of __dict__
                 return reduced
+            if kind is CodeType:  # cloudpickle hides the file; tracebacks are to show the user's source
+                make, args = cloudpickle._code_reduce(obj)
+                return make, tuple(obj.co_filename if each == "<dynamic-code>" else each for each in args)
             if kind is _LRU and not by_reference(obj):  # cloudpickle would name it in __main__
                 return (_cached, (obj.__wrapped__, obj.cache_parameters()))
             name = getattr(obj, "__module__", None) if issubclass(kind, type) else None

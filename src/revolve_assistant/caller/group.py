@@ -1,0 +1,97 @@
+"""`client.group(tasks)`: one task for many."""
+
+from __future__ import annotations
+
+import os
+from time import time
+from typing import TYPE_CHECKING, Any
+
+from ..engine import Parcel
+from ..errors import TaskCancelled, UsageError
+from ..event import Progress
+from ..pool.reports import PROGRESS
+from .options import PLAIN
+from .task import Task, _cancelled, _ending
+
+if TYPE_CHECKING:
+    from .client import Client
+
+
+class Group(Task[list[Any]]):
+    """Ends when all its members have; its result is the ordered list of theirs.
+
+    Its progress counts the members that ended and the fractions of those that run. Failures come together as one
+    `ExceptionGroup`; a cancelled member counts as a failure unless the group itself was cancelled.
+    """
+
+    def __init__(self, client: Client, members: list[Task[Any]]) -> None:
+        for member in members:
+            if not isinstance(member, Task):
+                raise UsageError(f"group() takes tasks, got {member!r:.100}")
+        super().__init__(client, Parcel(f"{os.urandom(16).hex()}"), PLAIN)
+        self.members = tuple(members)
+        self._name = f"group of {len(members)}"
+        self._open = len(members)
+        client._tasks[self.id] = self
+        self._take_start("group", time())
+        if not members:
+            self._over()
+        for member in members:
+            member.add_listener("progress", self._moved)
+            member.add_done_callback(self._member_ended)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def running(self) -> bool:
+        return self._end is None
+
+    def cancel(self) -> bool:
+        """Cancel every member that has not ended."""
+        if self._end is not None:
+            return False
+        self._stopping = True
+        for member in self.members:
+            member.cancel()
+        return True
+
+    def send(self, name: str, *args: Any) -> bool:
+        """Send to every member; True if any of them took it."""
+        return any([member.send(name, *args) for member in self.members])
+
+    def _moved(self, *_: Any) -> None:
+        parts = sum(1.0 if m._end is not None else (m._progress.fraction or 0.0) if m._progress else 0.0 for m in self.members)
+        total = len(self.members)
+        done = sum(member._end is not None for member in self.members)
+        record = [PROGRESS, 0, "progress", time(), min(1.0, parts / total) if total else 1.0, done, total, None]
+        self._take_events([record], 64)
+
+    def _member_ended(self, _member: Task[Any]) -> None:
+        with _ending:
+            self._open -= 1
+            last = self._open == 0
+        self._moved()
+        if last:
+            self._over()
+
+    def _over(self) -> None:
+        errors: list[BaseException] = []
+        results: list[Any] = []
+        for member in self.members:
+            error = member._error()
+            if error is None:
+                try:
+                    results.append(member._value())
+                    continue
+                except Exception as problem:
+                    error = problem
+            errors.append(error)
+        if not errors:
+            self._result = results
+            self._settle("succeeded")
+        elif self._stopping and all(isinstance(error, TaskCancelled) for error in errors):
+            self._fail("cancelled", _cancelled(self, "group"), "group")
+        else:
+            text = f"{len(errors)} of {len(self.members)} tasks failed"
+            self._fail("failed", BaseExceptionGroup(text, errors))
