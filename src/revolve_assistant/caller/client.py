@@ -9,11 +9,12 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures._base import FINISHED
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ..engine import Engine, Parcel
-from ..errors import ClientClosed, Unsupported, UsageError
+from ..errors import ClientClosed, NotCarriable, TaskLost, Unsupported, UsageError
 from ..wire.carry import Carrier
 from .dispatch import Dispatcher
 from .listeners import Listener, Listeners
@@ -98,7 +99,7 @@ class Client(concurrent.futures.Executor):
 
     def __init__(
         self,
-        url: str | Engine | None = None,
+        url: str | Engine | concurrent.futures.Executor | None = None,
         *,
         messenger: Any = None,
         max_workers: int | None = None,
@@ -114,6 +115,7 @@ class Client(concurrent.futures.Executor):
         self._secret = secret
         self._messenger = messenger
         self._carrier = Carrier()
+        self._reopen = not isinstance(url, (Engine, concurrent.futures.Executor))
         self._make = lambda: _engine(url, max_workers, initializer, tuple(initargs), provider_options)
         self._engine: Any = self._make()
         if not self._engine.traits.local:
@@ -337,6 +339,16 @@ class Client(concurrent.futures.Executor):
         pump = getattr(self._engine, "pump", None)
         return self._dispatcher.inside or (pump is not None and pump.inside)
 
+    def _wait(self, task_id: str, ended: Callable[[], bool], timeout: float | None, register: Any) -> bool:
+        """Block until `ended()`; False: `timeout` seconds passed. Takes the pump's role where that can be."""
+        engine = self._engine
+        if self._live and not ended():
+            engine.help(task_id)
+        pump = getattr(engine, "pump", None)
+        if pump is not None and pump.lead(ended, timeout, register) and (ended() or timeout is not None):
+            return ended()
+        return wait(register, timeout)
+
     # --- listening
 
     def add_listener(self, name: str, fn: Callable[..., Any], *, priority: int = 0) -> None:
@@ -496,6 +508,31 @@ class Client(concurrent.futures.Executor):
 
                 await asyncio.shield(asyncio.to_thread(self._close))
 
+    def __reduce__(self) -> Any:
+        raise NotCarriable(
+            "a Client cannot travel to another process: let the task make its own, or submit from the caller's listeners"
+        )
+
+    def _after_fork(self) -> None:
+        """In a forked child: what the parent's workers do is the parent's; this process starts afresh."""
+        old = self._engine
+        self._finalizer.detach()
+        if hasattr(old, "after_fork"):
+            old.after_fork()
+        self._dispatcher = Dispatcher()
+        self._lock = threading.Lock()
+        self._prefix = os.urandom(10).hex()
+        tasks, self._tasks = list(self._tasks.values()), {}
+        self._uniques, self._heavy, self._maps, self._drained = {}, {}, set(), []
+        if not self._closed and not self._shut and self._reopen:
+            self._engine = self._make()
+            self._finalizer = weakref.finalize(self, _abandon, self._engine, self._dispatcher)
+            self._finalizer.atexit = False
+        for task in tasks:
+            task._exception = TaskLost(f"task {task.id} belongs to the process that was forked")
+            task._end = ("lost", 0.0, "")
+            task._state = FINISHED
+
     def __repr__(self) -> str:
         return f"<Client {type(self._engine).__module__.rpartition('.')[2]} {len(self._tasks)} tasks>"
 
@@ -505,6 +542,10 @@ def _engine(
 ) -> Any:
     if url is None:
         url = os.environ.get("REVOLVE_URL") or "process://"
+    if isinstance(url, concurrent.futures.Executor):
+        from ..providers.executor import Engine as ExecutorEngine
+
+        return ExecutorEngine(url, **options)
     if not isinstance(url, str):
         if max_workers is not None or initializer is not None or options:
             raise UsageError("an engine object brings its own settings: leave max_workers, initializer and options out")
@@ -546,4 +587,11 @@ def _at_exit() -> None:
             client._close()
 
 
+def _in_fork() -> None:
+    for client in list(_clients):
+        client._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_fork)
 threading._register_atexit(_at_exit)  # type: ignore[attr-defined] # as concurrent.futures does: before threads are joined

@@ -31,6 +31,7 @@ from ..pool.reports import (
     REPORT_SUCCEEDED,
     REPORT_WANT,
 )
+from ..wire.carry import unpack
 from .listeners import Listener, Listeners
 from .log import GAP, LOCAL, Log, Reader, arguments, event
 from .stream import Events, Items
@@ -90,7 +91,7 @@ class Task(concurrent.futures.Future[T]):
     _routes: dict[str, Any] | None = None
     _routes_version = -1
     _posted = False
-    _started: tuple[str, float] | None = None
+    _started: tuple[Any, float] | None = None  # (worker, Unix time)
     _progress: Progress | None = None
     _end: tuple[Any, ...] | None = None  # (name, time)
     _packed: tuple[bytes, Any] | None = None
@@ -109,6 +110,7 @@ class Task(concurrent.futures.Future[T]):
     def __init__(self, client: Client, parcel: Parcel, options: Options) -> None:
         self._client = client
         self._parcel: Parcel | None = parcel
+        self._function = parcel.work.function if parcel.work is not None else None
         self._options = options
         self.id: str = parcel.id
 
@@ -130,10 +132,7 @@ class Task(concurrent.futures.Future[T]):
     @property
     def name(self) -> str:
         """`module:qualname` of the callable."""
-        parcel = self._parcel
-        return parcel.work.function.name if parcel is not None and parcel.work is not None else self._name
-
-    _name = ""
+        return self._function.name if self._function is not None else ""
 
     @property
     def state(self) -> State:
@@ -327,7 +326,9 @@ class Task(concurrent.futures.Future[T]):
     def take(self, report: tuple[Any, ...]) -> None:
         kind = report[1]
         if kind == REPORT_SUCCEEDED:
-            self._packed = (report[2], report[3])
+            self._packed = report[2:]
+            if self._log is None and not self._listened and not self._end_quietly():
+                return
             self._settle("succeeded")
         elif kind == REPORT_EVENTS:
             self._take_events(report[2], report[3])
@@ -347,6 +348,39 @@ class Task(concurrent.futures.Future[T]):
             self._attempt_failed("failed", report[2])
         elif kind == REPORT_LOST:
             self._attempt_failed("lost", report[2])
+
+    def _end_quietly(self) -> bool:
+        """The commonest end, in one step: success that nobody listens to. True: somebody does after all."""
+        with _ending:
+            if self._log is not None or self._listened:
+                return True
+            if self._end is not None:
+                return False
+            now = time()
+            parcel = self._parcel
+            if parcel is not None:
+                if self._started is None:
+                    self._started = (getattr(parcel._, "child", None), now)
+                parcel.owner = None
+                self._parcel = None
+            self._end = ("succeeded", now, "")
+            self._state = FINISHED
+            wakes, self._wakes = self._wakes, None
+            callbacks, self._callbacks = self._callbacks, None
+            if self._cf_waiters:
+                for waiter in self._cf_waiters:
+                    waiter.add_result(self)
+        if wakes is not None:
+            for wake in wakes:
+                wake()
+        if callbacks is not None:
+            self._post_callbacks(callbacks)
+        self._client._ended(self)
+        return False
+
+    def _post_callbacks(self, callbacks: list[Callable[[Any], Any]]) -> None:
+        for fn in callbacks:
+            self._client._dispatcher.post(lambda fn=fn: self._call_back(fn))  # type: ignore[misc]
 
     def _take_events(self, records: list[Any], size: int) -> None:
         for record in reversed(records):
@@ -440,7 +474,7 @@ class Task(concurrent.futures.Future[T]):
             if self._log is not None or self._listened:
                 self._take_start(child.name, now)
             else:
-                self._started = (child.name, now)
+                self._started = (child, now)
 
     def _log_end(self, kept: Log) -> None:
         end = self._end
@@ -466,16 +500,13 @@ class Task(concurrent.futures.Future[T]):
                         waiter.add_exception(self)
             parcel = self._parcel
             if parcel is not None:
-                if parcel.work is not None:
-                    self._name = parcel.work.function.name
                 parcel.owner = None
                 self._parcel = None
         if wakes is not None:
             for wake in wakes:
                 wake()
         if callbacks is not None:
-            for fn in callbacks:
-                self._client._dispatcher.post(lambda fn=fn: self._call_back(fn))  # type: ignore[misc]
+            self._post_callbacks(callbacks)
         self._client._ended(self)
 
     # --- the log
@@ -487,6 +518,7 @@ class Task(concurrent.futures.Future[T]):
                 kept = Log()
                 if self._started is not None:
                     worker, when = self._started
+                    worker = getattr(worker, "name", worker)
                     kept.begin_attempt()
                     kept.append([(LOCAL, 0, "started", when, (worker,))], 64)
                 if self._end is not None:
@@ -674,7 +706,7 @@ class Task(concurrent.futures.Future[T]):
         if self.done():
             return
         self._refuse_blocking("result() would wait")
-        if not wait(self._register, timeout):
+        if not self._client._wait(self.id, self.done, timeout, self._register):
             raise TimeoutError(f"task {self.id} has not ended within {timeout} s")
 
     def _wait_quietly(self) -> None:
@@ -698,8 +730,6 @@ class Task(concurrent.futures.Future[T]):
         packed = self._packed
         if packed is None:
             return self._result
-        from ..wire.carry import unpack
-
         try:
             value = unpack(*packed)
         except Exception as problem:

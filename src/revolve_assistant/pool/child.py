@@ -52,7 +52,7 @@ from .shared import map_buffers, send_buffers
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 _length = struct.Struct("<I")
-READ = 256 * 1024  # bytes taken from the socket at once
+READ = 64 << 10  # bytes taken from a socket at once; more would be mapped and unmapped by malloc at every call
 LARGE = 256 << 10  # bytes of a pickle from which it travels in shared memory
 
 

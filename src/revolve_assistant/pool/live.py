@@ -133,6 +133,19 @@ class LiveEngine(Engine):
         """Remove a job that waits; False: it does not wait any more."""
         return False
 
+    def help(self, task_id: str) -> None:
+        """A running task is about to wait for another one of the same engine: if that waits too, run it right here.
+
+        Otherwise tasks that wait for tasks would fill all threads and wait for ever.
+        """
+        if api.in_context.get() is None:
+            return
+        with self.lock:
+            job = self.jobs.get(task_id)
+            if job is None or job.started or job.parcel.delay or not self.drop(job):
+                return
+        self.run(job)
+
     def send(self, parcel: Parcel, name: str, packed: Any) -> bool:
         with self.lock:
             job = parcel._
@@ -273,6 +286,11 @@ class LiveEngine(Engine):
             self.pump.at(job.heard + stall, lambda: self._silent(job, stall))
         else:
             self._overdue(job, TaskStalled(f"{job.parcel.work.function.name} sent no event for stall={stall:g} s"))
+
+    def after_fork(self) -> None:
+        """In a forked child: nothing of the parent's is used here."""
+        self.closing = True
+        self.pump.after_fork()
 
     def close(self) -> None:
         with self.lock:

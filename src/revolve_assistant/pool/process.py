@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _length = struct.Struct("<I")
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
-READ = 1 << 20  # bytes taken from a socket at once
+READ = 256 << 10  # bytes taken from a socket at once
 MAX_FRAME = 1 << 31  # bytes
 
 # so that `max_workers` children with inner thread pools do not fight for the CPUs
@@ -56,6 +56,7 @@ class ChildProcess:
         "blocked",
         "board",
         "board_fd",
+        "buffer",
         "check",
         "control",
         "control_in",
@@ -106,7 +107,8 @@ class ChildProcess:
         self.stopped_ticks = 0
         self.out: deque[memoryview] = deque()
         self.control_out: deque[tuple[bytes, int]] = deque()
-        self.incoming = bytearray()
+        self.buffer = memoryview(bytearray(READ))
+        self.incoming = bytearray()  # of a frame that is not whole yet
         self.control_in = bytearray()
         self.received_fds: list[int] = []
         self.received: dict[int, Any] = {}
@@ -219,28 +221,28 @@ class ChildProcess:
         """Records that arrived, their size in bytes, and whether the other end is closed. Never blocks."""
         records: list[list[Any]] = []
         size = 0
-        incoming = self.incoming
+        incoming, buffer = self.incoming, self.buffer
         while True:
             try:
-                data = self.tasks.recv(READ)
+                count = self.tasks.recv_into(buffer)
             except BlockingIOError:
                 return records, size, False
             except OSError:
                 return records, size, True
-            if not data:
+            if not count:
                 return records, size, True
-            whole: bytes | bytearray = data
+            whole = buffer
+            start, end = 0, count
             if incoming:
-                incoming += data
-                whole = incoming
-            start, end = 0, len(whole)
+                incoming += buffer[:count]
+                whole = memoryview(incoming)
+                end = len(incoming)
             while end - start >= 4:
                 (length,) = _length.unpack_from(whole, start)
                 if end - start - 4 < length:
                     break
                 start += 4
-                with memoryview(whole) as view, view[start : start + length] as body:
-                    found = _decode(body)
+                found = _decode(whole[start : start + length])
                 self.frames += 1
                 if self.peeked:
                     del found[: self.peeked]
@@ -248,11 +250,12 @@ class ChildProcess:
                 records = records + found if records else found
                 size += length
                 start += length
-            if whole is incoming:
+            if incoming:
+                whole.release()
                 del incoming[:start]
             elif start < end:
-                incoming += data[start:]
-            if len(data) < READ:
+                incoming += buffer[start:end]
+            if count < READ:
                 return records, size, False
 
     def peek(self, dead: bool = False) -> tuple[list[list[Any]], int]:
@@ -275,18 +278,20 @@ class ChildProcess:
         self.peeked = count
         return fresh, end
 
-    def read_control(self) -> None:
-        """Take descriptors of result buffers off the control socket into `received`. Never blocks."""
+    def read_control(self) -> bool:
+        """Take descriptors of result buffers off the control socket into `received`. Never blocks. False: closed."""
         from .child import frames
         from .shared import map_buffers
 
         while True:
             try:
                 data, ancillary, _, _ = self.control.recvmsg(READ, socket.CMSG_SPACE(64 * 4))
-            except (BlockingIOError, OSError):
-                return
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
             if not data:
-                return
+                return False
             for level, kind, raw in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     self.received_fds += memoryview(raw[: len(raw) // 4 * 4]).cast("i").tolist()

@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -123,6 +124,8 @@ class Supervisor(Engine):
         self.watch = Watch(self)
         self.lanes = {"plain": Lanes(), "async": Lanes()}
         self.idle: list[ChildProcess] = []
+        self._inbox: deque[Job] = deque()  # submitted, not yet in a lane
+        self._growing = True  # more children may be wanted
         self._open: dict[str, Job] = {}  # jobs by id that have not ended
         self.reports: list[tuple[Sink, Any]] = []
         self._delivering = threading.Lock()
@@ -139,24 +142,38 @@ class Supervisor(Engine):
         self.pump.poke()
 
     def submit(self, parcels: Sequence[Parcel], sink: Sink) -> None:
-        with self.lock:
-            if self.closing:
-                raise Unreachable("the engine is closed")
-            idle = self.idle
-            for parcel in parcels:
-                job = parcel._ = Job(parcel, sink)
-                self._open[parcel.id] = job
-                kind = parcel.work.function.kind
-                if kind == "plain" or kind == "generator":
-                    if idle and not self.lanes["plain"].count:
-                        self._give(idle.pop(), [job])
-                        continue
-                    self.lanes["plain"].push(job)
+        if self.closing:
+            raise Unreachable("the engine is closed")
+        for parcel in parcels:
+            job = parcel._ = Job(parcel, sink)
+            self._open[parcel.id] = job
+            self._inbox.append(job)
+        # Without the lock, so that a caller in a loop does not wait for the pump: who makes a child idle looks into
+        # the inbox afterwards, so one of the two sees the other.
+        if self.idle or self._growing or self.closing:
+            with self.lock:
+                self._take_in()
+                if self.lanes["plain"].count or self.lanes["async"].count:
+                    self.want_children()
+
+    def _take_in(self) -> None:
+        """Sort what was submitted into the lanes; give to idle children what they can have at once."""
+        inbox = self._inbox
+        coroutines = False
+        while inbox:
+            job = inbox.popleft()
+            kind = job.parcel.work.function.kind
+            if kind == "plain" or kind == "generator":
+                if self.idle and not self.lanes["plain"].count and not self.closing:
+                    self._give(self.idle.pop(), [job])
                 else:
-                    self.lanes["async"].push(job)
-                    self.refill_async()
-            if len(self.children) < self.max_workers or self.lanes["async"].count:
-                self.want_children()
+                    self.lanes["plain"].push(job)
+            else:
+                self.lanes["async"].push(job)
+                coroutines = True
+        if coroutines:
+            self._growing = True
+            self.refill_async()
 
     def state(self, ids: Iterable[str]) -> Mapping[str, EngineState]:
         found: dict[str, EngineState] = {}
@@ -168,6 +185,7 @@ class Supervisor(Engine):
 
     def cancel(self, task_id: str) -> bool:
         with self.lock:
+            self._take_in()
             job = self._open.get(task_id)
             if job is None:
                 return False
@@ -181,6 +199,7 @@ class Supervisor(Engine):
             if self.closing:
                 return
             self.closing = True
+            self._take_in()
             waiting = [job for lanes in self.lanes.values() for job in lanes.clear()]
             for job in waiting:
                 self.end(job, (job.parcel, REPORT_LOST, TaskLost("the engine was closed before the task started")))
@@ -208,6 +227,19 @@ class Supervisor(Engine):
                     os.close(fd)
             self._shared.clear()
         self.deliver()
+
+    def after_fork(self) -> None:
+        """In a forked child: the children are the parent's. Close our copies of what leads to them."""
+        self.closing = True
+        for child in self.children:
+            child.popen.returncode = 0  # so that nobody here waits for it
+            child.close()
+        self.children, self.idle = [], []
+        for fd, _, _ in self._shared.values():
+            if fd >= 0:
+                os.close(fd)
+        self._shared = {}
+        self.pump.after_fork()
 
     # --- what the client asks of a running task
 
@@ -244,6 +276,7 @@ class Supervisor(Engine):
     def trim(self, task_id: str) -> None:
         """Let a chunk end after its running item."""
         with self.lock:
+            self._take_in()
             job = self._open.get(task_id)
             if job is None:
                 return
@@ -359,6 +392,8 @@ class Supervisor(Engine):
 
     def refill(self, child: ChildProcess) -> None:
         """Feed a plain child as far ahead as measured durations allow."""
+        if self._inbox:
+            self._take_in()
         lanes = self.lanes["plain"]
         if not child.ready or child.dead or child.stopping:
             return
@@ -392,6 +427,8 @@ class Supervisor(Engine):
                 self.retire(child)
             elif child not in self.idle:
                 self.idle.append(child)
+                if self._inbox:
+                    self._take_in()
 
     def refill_async(self) -> None:
         lanes = self.lanes["async"]
@@ -410,12 +447,15 @@ class Supervisor(Engine):
 
     def want_children(self) -> None:
         """Start what the waiting tasks need, on the pump's thread."""
+        if self._inbox:
+            self._take_in()
         plain = [child for child in self.children if child.kind == "plain" and not child.stopping]
         starting = sum(not child.ready for child in plain)
         wanted = min(self.max_workers - len(plain), self.lanes["plain"].count - starting) - self._starting
         grown = [child for child in self.children if child.kind == "async" and not child.stopping]
         full = all(child.ready and len(child.jobs) >= self.concurrency for child in grown)
         more = self.lanes["async"].count and full and len(grown) < self.max_workers and not self._starting
+        self._growing = len(plain) < self.max_workers or bool(grown) or bool(self.lanes["async"].count)
         if wanted <= 0 and not more:
             return
         self.pump.start()
@@ -425,6 +465,10 @@ class Supervisor(Engine):
         if more:
             self._starting += 1
             self.pump.soon(lambda: self._start("async"))
+
+    def grow(self) -> None:
+        """A child is gone: `submit` looks again whether one is wanted."""
+        self._growing = True
 
     def _start(self, kind: str) -> None:
         with self.lock:
@@ -457,6 +501,7 @@ class Supervisor(Engine):
     def retire(self, child: ChildProcess) -> None:
         """Ask a child without tasks to end."""
         child.stopping = True
+        self._growing = True
         if child in self.idle:
             self.idle.remove(child)
         if not child.write([(STOP,)]):
@@ -495,7 +540,8 @@ class Supervisor(Engine):
             if not child.dead:
                 if child.control_out and child.tell_more():
                     self.pump.change(child.control.fileno(), READ)
-                child.read_control()
+                if not child.read_control():
+                    self.pump.forget(child.control.fileno())
 
     def take(self, child: ChildProcess, records: list[list[Any]], size: int) -> None:
         """Turn a child's records into reports."""

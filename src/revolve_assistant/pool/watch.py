@@ -209,6 +209,7 @@ class Watch:
         if child.check is not None:
             child.check.cancel()
         child.close()
+        supervisor.grow()
         if child in supervisor.children:
             supervisor.children.remove(child)
         if child in supervisor.idle:
