@@ -398,6 +398,7 @@ def import_(rounds: int) -> Iterator[Line]:
         return seconds(lambda: subprocess.run([sys.executable, "-c", code], check=True)) * 1e3
 
     for code in ("import revolve_assistant", "from revolve_assistant import Client"):
+        start(code)
         bare, ours = in_turn(max(20, rounds), lambda: start("pass"), lambda code=code: start(code))
         over = [a - b for a, b in zip(ours, bare, strict=True)]
         yield Line("import", f"{code}, over bare python", "ms", over, goal=("<=", 40))
@@ -499,7 +500,8 @@ def main() -> int:
     rows = options.rows or list(ROWS)
     if unknown := [row for row in rows if row not in ROWS]:
         parser.error(f"unknown row {unknown[0]!r}: choose from {', '.join(ROWS)}")
-    os.environ.pop("REVOLVE_URL", None)
+    for name in ("REVOLVE_URL", "PYTHONDONTWRITEBYTECODE"):  # children are to find compiled modules, as installed ones do
+        os.environ.pop(name, None)
     lines: list[Line] = []
     machine: dict[str, Any] = {}
     for row in rows:

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -111,6 +112,23 @@ def test_keep_leaves_the_photos(tmp_path: Path) -> None:
     again = run("--keep", str(tmp_path / "photos"))
     assert again.returncode == 2
     assert "File exists" in again.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_half_way_it_cleans_up(tmp_path: Path, number: int, code: int) -> None:
+    process = subprocess.Popen(
+        DEMO, env=os.environ | {"TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "crash: lost" in line:
+            break
+    process.send_signal(number)
+    rest, errors = process.communicate()
+    assert (process.returncode, errors) == (code, "")
+    assert "soften: cancelled" in rest
+    assert "* The ladder" not in rest
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- on a terminal

@@ -19,7 +19,7 @@ from ..wire.carry import Carrier
 from .dispatch import Dispatcher
 from .listeners import Listener, Listeners
 from .options import PLAIN, Options, merge, options_of
-from .task import Task, _cancelled
+from .task import Task, _cancelled, say_unretrieved
 from .waiting import wait, wait_async
 
 if TYPE_CHECKING:
@@ -179,10 +179,6 @@ class Client(concurrent.futures.Executor):
         them; `show=True` draws a bar on stderr; `timeout` seconds from the call raise `TimeoutError`. Closing the
         iterator early cancels what has not started.
         """
-        if chunksize is not None and (not isinstance(chunksize, int) or chunksize < 1):
-            raise UsageError(f"chunksize={chunksize!r} must be a whole number >= 1, or None for automatic")
-        if errors not in ("raise", "return"):
-            raise UsageError(f"errors={errors!r} must be 'raise' or 'return'")
         return Submitter(self, {}).map(
             fn, *iterables, timeout=timeout, chunksize=chunksize, show=show, errors=errors
         )
@@ -585,6 +581,7 @@ def _at_exit() -> None:
             client.shutdown(wait=True)
         except KeyboardInterrupt:
             client._close()
+    say_unretrieved()
 
 
 def _in_fork() -> None:

@@ -73,7 +73,6 @@ class Dispatcher:
     def _start(self) -> None:
         with self._lock:
             if self.thread is None:
-                self._stopped = False
                 self.thread = threading.Thread(target=self._run, name="revolve-dispatch", daemon=True)
                 self.thread.start()
 

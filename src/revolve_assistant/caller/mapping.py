@@ -29,6 +29,7 @@ from ..pool.reports import (
     REPORT_TRIMMED,
 )
 from ..wire.carry import Work, pack, unpack
+from ..wire.remote import not_rebuilt
 from ..wire.share import collecting
 from .options import PLAIN, Options
 
@@ -143,6 +144,11 @@ class Mapping:
     # --- the engine's reports, on its thread
 
     def take(self, chunk: Chunk, report: tuple[Any, ...]) -> None:
+        self._take(chunk, report)
+        if (self.stopped or not self.missing) and not self.chunks:
+            self._over()
+
+    def _take(self, chunk: Chunk, report: tuple[Any, ...]) -> None:
         kind = report[1]
         if kind == REPORT_ITEM:
             self._end(chunk, report[2], report[3], report[4])
@@ -200,8 +206,6 @@ class Mapping:
             self.missing -= 1
             if index == self.awaited:
                 self._ring()
-            if not self.missing:
-                self._over()
 
     def _put(self, chunk: Chunk, position: int, error: BaseException) -> None:
         chunk.open.discard(position)
@@ -211,8 +215,6 @@ class Mapping:
         self.missing -= 1
         if index == self.awaited:
             self._ring()
-        if not self.missing:
-            self._over()
 
     def _ring(self) -> None:
         if self.bell.locked():
@@ -225,7 +227,11 @@ class Mapping:
 
     # --- the iterator
 
-    def wait(self, index: int, deadline: float | None) -> Any:
+    def get(self, index: int, deadline: float | None) -> Any:
+        """The result of an item, or an `_Failed` that holds what it raised. Blocks until it is there.
+
+        Raises `TimeoutError` (the map's own), `ClientClosed`, `UsageError`.
+        """
         results = self.results
         if results[index] is _EMPTY:
             self.awaited = index
@@ -243,12 +249,15 @@ class Mapping:
         results[index] = None
         kind = type(value)
         if kind is bytes:
-            return unpack(value)
+            try:
+                return unpack(value)
+            except BaseException as problem:
+                return _Failed(not_rebuilt(self.function.name, problem))
         if kind is tuple:
             from ..wire.remote import unpack_error
 
-            raise unpack_error(value[0])
-        raise value
+            return _Failed(unpack_error(value[0]))
+        return _Failed(value)
 
     def stop(self) -> None:
         """Cancel what has not started; what runs is stopped at its next item."""
@@ -258,9 +267,18 @@ class Mapping:
             self.next = len(self.packed)
         for id in list(self.chunks):
             self.client._engine.trim(id)
-        self.client._maps.discard(self)
+        if not self.chunks:
+            self._over()
         self._ring()
-        self.client._check_drained()
+
+
+class _Failed:
+    """What an item raised."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
 
 
 def run_map(
@@ -274,6 +292,10 @@ def run_map(
     errors: str,
 ) -> Generator[Any, None, None]:
     """The generator behind `Client.map`; starts at once."""
+    if chunksize is not None and (isinstance(chunksize, bool) or not isinstance(chunksize, int) or chunksize < 1):
+        raise UsageError(f"chunksize={chunksize!r} must be a whole number >= 1, or None for automatic")
+    if errors not in ("raise", "return"):
+        raise UsageError(f"errors={errors!r} must be 'raise' or 'return'")
     if client._shut:
         raise ClientClosed("cannot map: the client was shut down")
     deadline = None if timeout is None else monotonic() + timeout
@@ -294,33 +316,16 @@ def run_map(
 
 def _from_mapping(mapping: Mapping, count: int, deadline: float | None, errors: str) -> Generator[Any, None, None]:
     index = 0
-    wait, results = mapping.wait, mapping.results
+    get, raises = mapping.get, errors == "raise"
     try:
         while index < count:
-            value = results[index]
-            if type(value) is bytes:
-                results[index] = None
-                index += 1
-                try:
-                    value = unpack(value)
-                except Exception as error:
-                    if errors == "raise":
-                        raise
-                    value = error
-                yield value
-                continue
-            try:
-                value = wait(index, deadline)
-            except TimeoutError:
-                if results[index] is _EMPTY or errors == "raise":
-                    raise
-                value = None
-            except Exception as error:
-                if errors == "raise" or (isinstance(error, ClientClosed) and mapping.stopped):
-                    raise
-                value = error
+            box = [get(index, deadline)]
             index += 1
-            yield value
+            if type(box[0]) is _Failed:
+                box[0] = box[0].error
+                if raises:
+                    raise box.pop()
+            yield box.pop()  # popped: what was yielded is not kept alive here
     finally:
         if index < count:
             mapping.stop()
@@ -331,18 +336,17 @@ def _from_tasks(tasks: list[Any], deadline: float | None, errors: str) -> Genera
     try:
         while tasks:
             task = tasks[-1]
-            rest = None if deadline is None else deadline - monotonic()
             if not task.done():
-                task._wait(rest)
+                task._wait(None if deadline is None else deadline - monotonic())
             tasks.pop()
             try:
-                value = task.result(0)
+                box = [task.result(0)]
             except Exception as error:
                 if errors == "raise":
                     raise
-                value = error
+                box = [error]
             del task
-            yield value
+            yield box.pop()
     finally:
         for task in tasks:
             if not task.running():

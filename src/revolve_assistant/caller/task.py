@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import logging
+import sys
 import threading
+import weakref
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from time import time
@@ -32,6 +34,7 @@ from ..pool.reports import (
     REPORT_WANT,
 )
 from ..wire.carry import unpack
+from ..wire.remote import not_rebuilt, unpack_error
 from .listeners import Listener, Listeners
 from .log import GAP, LOCAL, Log, Reader, arguments, event
 from .stream import Events, Items
@@ -53,19 +56,32 @@ _condition = threading.Condition(_ending)  # what concurrent.futures.wait and as
 class _Unretrieved:
     """Logs a failure that nobody asked for, when the task is dropped."""
 
-    __slots__ = ("error", "packed", "text")
+    __slots__ = ("__weakref__", "error", "packed", "text")
 
     def __init__(self, text: str, error: BaseException | None, packed: bytes | None) -> None:
         self.text = text
         self.error = error
         self.packed = packed
+        _unretrieved.add(self)
 
     def __del__(self) -> None:
-        if self.text:
-            from ..wire.remote import unpack_error
+        if not sys.is_finalizing():
+            self.say()
 
+    def say(self) -> None:
+        if self.text:
             error = self.error or unpack_error(self.packed or b"")
             log.error("%s: %s: %s", self.text, type(error).__name__, error)
+            self.text = ""
+
+
+_unretrieved: weakref.WeakSet[_Unretrieved] = weakref.WeakSet()
+
+
+def say_unretrieved() -> None:
+    """The interpreter ends: log the failures nobody asked for, also of tasks that are still held."""
+    for each in list(_unretrieved):
+        each.say()
 
 
 class _Acknowledged:
@@ -193,6 +209,11 @@ class Task(concurrent.futures.Future[T]):
         error = self._error()
         if isinstance(error, TaskCancelled):
             raise error
+        if error is None and self._packed is not None:
+            try:
+                self._value()
+            except RemoteError as problem:
+                error = problem
         return error
 
     def add_done_callback(self, fn: Callable[[Task[T]], Any]) -> None:  # type: ignore[override]
@@ -732,11 +753,8 @@ class Task(concurrent.futures.Future[T]):
             return self._result
         try:
             value = unpack(*packed)
-        except Exception as problem:
-            error = RemoteError(
-                f"the result of {self.name}() cannot be rebuilt here: {type(problem).__name__}: {problem}"
-            )
-            error.__cause__ = problem
+        except BaseException as problem:
+            error = not_rebuilt(self.name, problem)
             with _ending:
                 self._exception = error
                 self._packed = None
@@ -754,8 +772,6 @@ class Task(concurrent.futures.Future[T]):
         return self._exception
 
     def _unpack_error(self) -> BaseException:
-        from ..wire.remote import unpack_error
-
         error = unpack_error(self._packed_error or b"")
         with _ending:
             if self._exception is None:

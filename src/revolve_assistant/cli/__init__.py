@@ -46,8 +46,8 @@ def _call(name: str, argv: list[str]) -> int:
     try:
         code: int = module.main(argv)
         return code
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as stop:  # with the signal's number, where it stands for another one
+        return 128 + (stop.args[0] if stop.args else 2)
     except BrokenPipeError:  # `| head`: end as quietly as a program that SIGPIPE ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what the interpreter still flushes goes nowhere
         return 128 + 13

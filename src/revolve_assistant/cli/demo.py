@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import TaskCancelled, TaskLost
 from ..event import Event, Progress
@@ -62,6 +62,8 @@ def _tell(folder: Path, where: str) -> int:
         story = Story(client, bars)
         story.say(f"{len(albums)} albums of 6 photos were made in {where}.")
         story.say(f"7 tasks go to {WORKERS} worker processes; submit() returns at once.")
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _interrupt)
         story.begin(albums)
         story.wait()
     ends = story.ends
@@ -71,6 +73,11 @@ def _tell(folder: Path, where: str) -> int:
         print(f"revolve demo: expected {_summary(EXPECTED)}: please report this", file=sys.stderr)
         return 1
     return 0
+
+
+def _interrupt(number: int, _frame: object) -> NoReturn:
+    """The same as Ctrl-C: the tasks are cancelled, the folder is removed."""
+    raise KeyboardInterrupt(number)
 
 
 def _summary(ends: Counter[str]) -> str:
@@ -84,13 +91,15 @@ class Story:
         self._client = client
         self._bars = bars
         self._tasks: dict[str, Task[str]] = {}
-        self._running = 0
+        self._running: set[str] = set()
+        self._told = True
         self.ends: Counter[str] = Counter()
         """How the tasks ended so far."""
 
     def say(self, text: str) -> None:
         """One line of explanation."""
-        self._bars.line(f"* {text}")
+        if self._told:
+            self._bars.line(f"* {text}")
 
     def begin(self, albums: list[Path]) -> None:
         """Submit everything; what follows is told by listeners."""
@@ -110,6 +119,9 @@ class Story:
                 task.exception(timeout=max(0.0, deadline - time.monotonic()))
             except Exception:  # cancelled, as told; or not in time, and then `ends` shows it
                 task.cancel()
+            except KeyboardInterrupt:  # leaving the client cancels everything: that is another story
+                self._told = False
+                raise
 
     def _start(self, name: str, function: Any, path: Path) -> None:
         task = self._client.options(capture=True).submit(function, path)
@@ -120,7 +132,7 @@ class Story:
     def _hear(self, name: str, event: Event) -> None:
         match event.name, event.args:
             case "started", _:
-                self._running += 1
+                self._running.add(name)
                 self._bars.add(name, name)
                 self._count()
                 if name == "album-1":
@@ -136,7 +148,7 @@ class Story:
     def _end(self, name: str, task: Task[str]) -> None:
         state, note = task.state, _note(task)
         self.ends[state] += 1
-        self._running -= 1
+        self._running.discard(name)
         self._bars.done(name, state, note)
         self._count()
         if name == "album-1":
@@ -152,7 +164,7 @@ class Story:
 
     def _count(self) -> None:
         failed = self.ends["failed"] + self.ends["lost"]
-        self._bars.overall(sum(self.ends.values()), sum(EXPECTED.values()), self._running, failed)
+        self._bars.overall(sum(self.ends.values()), sum(EXPECTED.values()), len(self._running), failed)
 
 
 def _note(task: Task[str]) -> str:

@@ -299,6 +299,7 @@ class PlainChild(Child):
         words[at.RUNNING] = seq
         if words[at.LOW] <= seq <= words[at.HIGH]:
             words[at.ENDED] = seq
+            self.early.pop(seq, None)
             self.put(_encode((SKIPPED, seq)), True)
             return None
         running = Running(self, seq, id, attempt)

@@ -31,10 +31,12 @@ class Ladder:
 
     def __init__(self, supervisor: Supervisor, deadlines: Sequence[float] | None = None) -> None:
         self.supervisor = supervisor
+        if deadlines is not None and not isinstance(deadlines, (tuple, list)):
+            deadlines = ()
         self.deadlines = tuple(deadlines) if deadlines is not None else DEADLINES
         if len(self.deadlines) != 3 or not all(isinstance(d, (int, float)) and d >= 0 for d in self.deadlines):
             raise UsageError(
-                f"ladder={deadlines!r} must be three numbers of seconds: until the exception, SIGTERM and SIGKILL"
+                "ladder must be three numbers of seconds: until the exception, SIGTERM and SIGKILL"
             )
 
     # --- clocks of a running task

@@ -79,6 +79,7 @@ class ChildProcess:
         "ready",
         "received",
         "received_fds",
+        "retired",
         "setup_error",
         "shares",
         "stopped_ticks",
@@ -98,7 +99,8 @@ class ChildProcess:
         self.shares: set[str] = set()
         self.ready = False
         self.blocked = False  # a long task runs: nothing is queued behind it
-        self.stopping = False
+        self.stopping = False  # gets no more tasks
+        self.retired = False  # was asked to end
         self.dead = False
         self.setup_error: bytes | None = None
         self.frames = 0  # frames received

@@ -109,6 +109,8 @@ class Supervisor(Engine):
             raise UsageError(f"max_workers={max_workers} must be greater than 0")
         if max_tasks_per_child is not None and (not isinstance(max_tasks_per_child, int) or max_tasks_per_child < 1):
             raise UsageError(f"max_tasks_per_child={max_tasks_per_child!r} must be a whole number >= 1")
+        if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+            raise UsageError(f"concurrency={concurrency!r} must be a whole number >= 1 (coroutines at once in a child)")
         self.max_workers = max_workers or usable_cpus()
         self.initializer = initializer
         self.max_tasks_per_child = max_tasks_per_child
@@ -257,12 +259,12 @@ class Supervisor(Engine):
             job: Job | None = parcel._
             if job is None or job.state == ENDED:
                 return False
-            if job.child is None:
+            if not job.started:  # kept until it has begun: it may be taken back and go to another child
                 if job.messages is None:
                     job.messages = []
                 job.messages.append((name, packed))
                 del job.messages[:-1000]
-            else:
+            if job.child is not None:
                 self.tell(job.child, (SEND, job.seq, name, packed))
             return True
 
@@ -368,7 +370,6 @@ class Supervisor(Engine):
             extras["chunk"] = True
         for name, packed in job.messages or ():
             self.tell(child, (SEND, job.seq, name, packed))
-        job.messages = None
         return payload, extras or None
 
     def _give_share(self, child: ChildProcess, key: str) -> None:
@@ -395,6 +396,8 @@ class Supervisor(Engine):
         if self._inbox:
             self._take_in()
         lanes = self.lanes["plain"]
+        if child.stopping and not child.jobs and not child.dead:
+            self.retire(child)
         if not child.ready or child.dead or child.stopping:
             return
         if child.blocked:
@@ -433,9 +436,14 @@ class Supervisor(Engine):
     def refill_async(self) -> None:
         lanes = self.lanes["async"]
         children = [child for child in self.children if child.kind == "async" and child.ready and not child.blocked]
+        limit = self.max_tasks_per_child
+        if limit is not None:
+            for child in [each for each in children if each.given >= limit]:
+                children.remove(child)
+                if not child.jobs:
+                    self.retire(child)
         while lanes.count and children:
             child = min(children, key=lambda child: len(child.jobs))
-            limit = self.max_tasks_per_child
             if len(child.jobs) >= self.concurrency or (limit is not None and child.given >= limit):
                 children.remove(child)
                 continue
@@ -453,7 +461,8 @@ class Supervisor(Engine):
         starting = sum(not child.ready for child in plain)
         wanted = min(self.max_workers - len(plain), self.lanes["plain"].count - starting) - self._starting
         grown = [child for child in self.children if child.kind == "async" and not child.stopping]
-        full = all(child.ready and len(child.jobs) >= self.concurrency for child in grown)
+        limit = self.max_tasks_per_child or float("inf")
+        full = all(each.ready and (len(each.jobs) >= self.concurrency or each.given >= limit) for each in grown)
         more = self.lanes["async"].count and full and len(grown) < self.max_workers and not self._starting
         self._growing = len(plain) < self.max_workers or bool(grown) or bool(self.lanes["async"].count)
         if wanted <= 0 and not more:
@@ -500,6 +509,9 @@ class Supervisor(Engine):
 
     def retire(self, child: ChildProcess) -> None:
         """Ask a child without tasks to end."""
+        if child.retired:
+            return
+        child.retired = True
         child.stopping = True
         self._growing = True
         if child in self.idle:
@@ -589,7 +601,10 @@ class Supervisor(Engine):
                 job = jobs.pop(record[1], None)
                 if job is not None:
                     self._measure(child, job, record[2])
-                    self.end(job, (job.parcel, REPORT_FAILED, record[3]))
+                    if job.verdict is not None or job.rung in ("SIGTERM", "SIGKILL"):
+                        self.end(job, self.ladder.ended(job, job.rung))
+                    else:
+                        self.end(job, (job.parcel, REPORT_FAILED, record[3]))
             elif kind == CANCELLED:
                 job = jobs.pop(record[1], None)
                 if job is not None:
@@ -650,6 +665,7 @@ class Supervisor(Engine):
         now = monotonic()
         if not started and child.words[at.RUNNING] == job.seq:
             started = child.words[at.STARTED]
+        job.messages = None
         job.started = job.heard = min(now, started * 1e-9) if started else now
         self.reports.append(
             (job.sink, (job.parcel, REPORT_STARTED, child.name, time() - (now - job.started)))

@@ -107,6 +107,7 @@ def _build(url: str | Url, kinds: tuple[str, ...], carried: str, options: dict[s
         found = getattr(module, kind, None)
         # A module may have imported the contract itself under that name: abstract, so not what we look for.
         if found is not None and not getattr(found, "__abstractmethods__", None):
+            refuse_unknown(url.scheme, found, options)
             try:
                 return found.from_url(url, **options)
             except ImportError as error:
@@ -114,6 +115,28 @@ def _build(url: str | Url, kinds: tuple[str, ...], carried: str, options: dict[s
                     raise
                 raise _missing(_ALIASES.get(url.scheme, url.scheme), module.__name__, error) from error
     raise Unsupported(f"{url.scheme} does not carry {carried}: it has no {' or '.join(kinds)}")
+
+
+def refuse_unknown(name: str, kind: type, options: dict[str, Any]) -> None:
+    """Raise `UsageError` for an option that neither `from_url` nor the constructor takes by name."""
+    if not options:
+        return
+    import inspect
+
+    taken: set[str] = set()
+    wide = 0
+    for function in (kind.from_url, kind.__init__):  # type: ignore[attr-defined, misc]
+        parameters = inspect.signature(function).parameters.values()
+        taken.update(each.name for each in parameters if each.kind in (each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD))
+        wide += any(each.kind is each.VAR_KEYWORD for each in parameters)
+    if wide == 2:
+        return
+    taken -= {"self", "url"}
+    for option in options:
+        if option not in taken:
+            from .url import nearest
+
+            raise UsageError(f"{name}: unknown option {option!r}{nearest(option, taken)}")
 
 
 def _entry_points() -> list[EntryPoint]:

@@ -284,6 +284,15 @@ def unpack_error(data: bytes) -> BaseException:
     return rebuilt[0]
 
 
+def not_rebuilt(name: str, problem: BaseException) -> RemoteError:
+    """The error of a result that could not be unpickled here. Re-raises a Ctrl-C of the main thread."""
+    if isinstance(problem, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+        raise problem
+    error = RemoteError(f"the result of {name}() cannot be rebuilt here: {type(problem).__name__}: {problem}")
+    error.__cause__ = problem
+    return error
+
+
 def _rebuilt(link: _Link, text: str) -> BaseException:
     try:
         exc = pickle.loads(link.pickled) if link.pickled is not None else None
