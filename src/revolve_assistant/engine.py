@@ -12,14 +12,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import msgspec
 
 from .traits import Traits
-
-if TYPE_CHECKING:
-    from .wire.carry import Work
 
 EngineState = Literal["queued", "running", "unknown"]
 
@@ -51,7 +48,7 @@ class Parcel:
         self,
         id: str,
         *,
-        work: Work | None = None,
+        work: Any = None,
         body: bytes = b"",
         options: Any = None,
         owner: Any = None,
@@ -62,7 +59,7 @@ class Parcel:
         chunk: bool = False,
     ) -> None:
         self.id = id
-        self.work = work
+        self.work: Any = work  # wire.carry.Work
         self.body = body
         self.options = options
         self.owner = owner

@@ -5,7 +5,7 @@ AssistantError
 │  ├─ UnknownProvider(LookupError)   no provider of that name or URL scheme
 │  ├─ Unsupported                    this provider cannot do that
 │  ├─ ClientClosed(RuntimeError)     the client was shut down
-│  └─ NotCarriable(TypeError, pickle.PicklingError)   a callable, argument, event or result cannot travel
+│  └─ NotCarriable(TypeError, PicklingError)   a callable, argument, event or result cannot travel
 ├─ ProviderError                     the carrier failed
 │  ├─ ProviderMissing(ImportError)   the provider's library is not installed; names the extra
 │  ├─ Unreachable(ConnectionError)   the engine did not answer in time
@@ -26,8 +26,11 @@ AssistantError
 
 from __future__ import annotations
 
-import concurrent.futures
-import pickle
+from _pickle import PicklingError
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from concurrent.futures import CancelledError
 
 
 class AssistantError(Exception):
@@ -52,7 +55,7 @@ class ClientClosed(UsageError, RuntimeError):
     """The client was shut down before the call, or before the task ended."""
 
 
-class NotCarriable(UsageError, TypeError, pickle.PicklingError):
+class NotCarriable(UsageError, TypeError, PicklingError):
     """A callable, argument, event or result cannot travel to another process."""
 
 
@@ -120,10 +123,12 @@ class UnknownTask(TaskError):
     """No worker could import the task's function."""
 
 
-class TaskCancelled(TaskError, concurrent.futures.CancelledError):
-    """The task ended as cancelled; `rung` says which rung of the ladder ended it."""
+if TYPE_CHECKING:
 
-    rung: str = ""
+    class TaskCancelled(TaskError, CancelledError):
+        """The task ended as cancelled; `rung` says which rung of the ladder ended it."""
+
+        rung: str
 
 
 class Untrusted(AssistantError):
@@ -138,7 +143,7 @@ class CancelSignal(BaseException):
     """
 
 
-class Retry(Exception):  # noqa: N818 - a request, not an error
+class Retry(Exception):
     """Raise inside a callable to ask for another attempt.
 
     `after` is the delay in seconds before the next attempt starts; None takes the task's own backoff.
@@ -155,3 +160,22 @@ class Retry(Exception):  # noqa: N818 - a request, not an error
 
 def _retry(message: str, after: float | None) -> Retry:
     return Retry(message, after=after)
+
+
+def __getattr__(name: str) -> Any:
+    """TaskCancelled is made when it is first needed: its second base brings `logging` along, 5 ms for each child."""
+    if name != "TaskCancelled":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from concurrent.futures import CancelledError
+
+    cancelled = type(
+        "TaskCancelled",
+        (TaskError, CancelledError),
+        {
+            "__module__": __name__,
+            "__doc__": "The task ended as cancelled; `rung` says which rung of the ladder ended it.",
+            "rung": "",
+        },
+    )
+    globals()[name] = cancelled
+    return cancelled

@@ -24,16 +24,12 @@ WORK = '''
 import logging, os, signal, sys, time
 from pathlib import Path
 from revolve_assistant import ask, track
-
 def up(text):
     return text.upper()
-
 def double(value):
     return value * 2
-
 def nothing(text):
     pass
-
 def talk(text):
     print("one", text)
     print("\\ttwo  ", end="")
@@ -41,17 +37,14 @@ def talk(text):
     print("to stderr", file=sys.stderr)
     logging.getLogger("work").warning("careful")
     return "end"
-
 def check(text):
     if text.startswith("bad"):
         raise ValueError(f"{text} is bad\\nsecond line")
     return text
-
 def die(text):
     if text == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     return text
-
 def twice(text):
     """Fails at the first attempt."""
     flag = Path(f"{text}.tried")
@@ -59,7 +52,6 @@ def twice(text):
         flag.touch()
         raise OSError("not yet")
     return text
-
 def hold(text):
     """Says that it began, then stays until told to stop."""
     if text != "hold":
@@ -67,7 +59,6 @@ def hold(text):
     print("holding", flush=True)
     while True:
         time.sleep(0.01)
-
 def hold_or_fail(text):
     """`bad` fails once `hold` runs."""
     if text == "hold":
@@ -76,7 +67,6 @@ def hold_or_fail(text):
     while not Path("runs").exists():
         time.sleep(0.001)
     raise ValueError(text)
-
 def stubborn(text):
     print("holding", flush=True)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -85,7 +75,6 @@ def stubborn(text):
             time.sleep(60)
         except BaseException:
             pass
-
 def after(text):
     """`first` ends after all others have."""
     if text == "first":
@@ -94,16 +83,13 @@ def after(text):
     print("said by", text)
     Path(f"{text}.done").touch()
     return text
-
 def letters(text):
     for letter in text:
         yield letter
-
 def steps(text):
     for _ in track(range(30), "stepping"):
         time.sleep(0.02)
     return text
-
 def barrier(text):
     """Stays until `go` is there."""
     for _ in track(range(2), "waiting"):
@@ -111,18 +97,14 @@ def barrier(text):
             time.sleep(0.01)
     print("printed by", text)
     return f"result of {text}"
-
 def greedy(text):
     return len(bytearray(400 << 20)) if text == "much" else 0
-
 async def later(text):
     import asyncio
     await asyncio.sleep(0.01)
     return text
-
 def asks(text):
     return ask("may I?", timeout=0.1)
-
 def odd(text):
     class Odd:
         def __reduce__(self):

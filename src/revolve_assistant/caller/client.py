@@ -1,4 +1,4 @@
-"""`Client`: what a caller holds. Hands tasks to an engine and keeps what comes back; an Executor for plain code, asyncio and trio."""
+"""`Client`: what a caller holds. Hands tasks to an engine, keeps what comes back; an Executor for sync and async."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from ..engine import Engine, Parcel
 from ..errors import ClientClosed, NotCarriable, TaskLost, Unsupported, UsageError
 from ..wire.carry import Carrier
 from .dispatch import Dispatcher
+from .ending import say_unretrieved
 from .listeners import Listener, Listeners
 from .options import PLAIN, Options, merge, options_of
-from .task import Task, _cancelled, say_unretrieved
+from .task import Task, _cancelled
 from .waiting import wait, wait_async
 
 if TYPE_CHECKING:
@@ -116,7 +117,9 @@ class Client(concurrent.futures.Executor):
         self._messenger = messenger
         self._carrier = Carrier()
         self._reopen = not isinstance(url, (Engine, concurrent.futures.Executor))
-        self._make = lambda: _engine(url, max_workers, initializer, tuple(initargs), provider_options)
+        self._make: Callable[[], Any] = lambda: _engine(
+            url, max_workers, initializer, tuple(initargs), provider_options
+        )
         self._engine: Any = self._make()
         if not self._engine.traits.local:
             self._engine.close()
@@ -148,7 +151,7 @@ class Client(concurrent.futures.Executor):
 
     # --- submitting
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:  # type: ignore[override]
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
         """Hand `fn(*args, **kwargs)` over and return its `Task` at once; does no I/O that could block.
 
         Raises `UsageError` (not callable, wrong options), `NotCarriable` (names the part), `ClientClosed`.
@@ -163,7 +166,7 @@ class Client(concurrent.futures.Executor):
         """
         return Submitter(self, changes)
 
-    def map(  # type: ignore[override]
+    def map(
         self,
         fn: Callable[..., T],
         *iterables: Iterable[Any],
@@ -179,9 +182,7 @@ class Client(concurrent.futures.Executor):
         them; `show=True` draws a bar on stderr; `timeout` seconds from the call raise `TimeoutError`. Closing the
         iterator early cancels what has not started.
         """
-        return Submitter(self, {}).map(
-            fn, *iterables, timeout=timeout, chunksize=chunksize, show=show, errors=errors
-        )
+        return Submitter(self, {}).map(fn, *iterables, timeout=timeout, chunksize=chunksize, show=show, errors=errors)
 
     def share(self, value: T) -> Share[T]:
         """A handle to pass as an argument: the object is sent once a child, its large arrays in shared memory.
@@ -229,10 +230,15 @@ class Client(concurrent.futures.Executor):
         return task
 
     def _later(self, task: Task[Any], delay: float) -> None:
-        """Give a task to the engine after `delay` seconds."""
+        """Give a task to the engine after `delay` seconds, unless it is cancelled before."""
         pump = self._engine.pump
         pump.start()
-        task._timer = pump.at(monotonic() + delay, lambda: self._now(task))
+        with self._lock:
+            stopping = task._stopping
+            if not stopping:
+                task._timer = pump.at(monotonic() + delay, lambda: self._now(task))
+        if stopping:
+            task._settle("cancelled", "unstarted", _cancelled(task, "unstarted"))
 
     def _now(self, task: Task[Any]) -> None:
         with self._lock:
@@ -244,7 +250,7 @@ class Client(concurrent.futures.Executor):
         try:
             self._engine.submit((parcel,), _sink)
         except Exception as error:
-            task._fail("lost", error)
+            task._settle("lost", "", error)
             return
         for name, packed in messages or ():
             self._engine.send(parcel, name, packed)
@@ -276,7 +282,7 @@ class Client(concurrent.futures.Executor):
             if timer is not None:
                 timer.cancel()
         if timer is not None:  # it waits for its delay or its next attempt: nobody runs it
-            task._fail("cancelled", _cancelled(task, "unstarted"), "unstarted")
+            task._settle("cancelled", "unstarted", _cancelled(task, "unstarted"))
             return True
         self._engine.cancel(task.id)
         return True
@@ -299,7 +305,7 @@ class Client(concurrent.futures.Executor):
         if parcel is not None:
             self._engine.grant(parcel)
 
-    def _weigh(self, task: Task[Any]) -> None:
+    def _weigh(self, task: Any) -> None:
         """Keep the client's buffers within their limit: the heaviest readers behind lose first."""
         heavy = self._heavy
         heavy[task.id] = task
@@ -309,7 +315,7 @@ class Client(concurrent.futures.Executor):
                 heaviest._log.drop()
             heavy.pop(heaviest.id, None)
 
-    def _ended(self, task: Task[Any]) -> None:
+    def _ended(self, task: Any) -> None:
         self._tasks.pop(task.id, None)
         if self._heavy:
             self._heavy.pop(task.id, None)
@@ -506,7 +512,7 @@ class Client(concurrent.futures.Executor):
 
     def __reduce__(self) -> Any:
         raise NotCarriable(
-            "a Client cannot travel to another process: let the task make its own, or submit from the caller's listeners"
+            "a Client cannot travel to another process: let the task make its own, or submit from a listener"
         )
 
     def _after_fork(self) -> None:

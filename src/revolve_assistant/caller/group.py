@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine import Parcel
 from ..errors import TaskCancelled, UsageError
-from ..event import Progress
 from ..pool.reports import PROGRESS
+from .ending import _ending
 from .options import PLAIN
-from .task import Task, _cancelled, _ending
+from .task import Task, _cancelled
 
 if TYPE_CHECKING:
     from .client import Client
@@ -58,10 +58,13 @@ class Group(Task[list[Any]]):
 
     def send(self, name: str, *args: Any) -> bool:
         """Send to every member; True if any of them took it."""
-        return any([member.send(name, *args) for member in self.members])
+        taken = [member.send(name, *args) for member in self.members]
+        return any(taken)
 
     def _moved(self, *_: Any) -> None:
-        parts = sum(1.0 if m._end is not None else (m._progress.fraction or 0.0) if m._progress else 0.0 for m in self.members)
+        parts = sum(
+            1.0 if m._end is not None else (m._progress.fraction or 0.0) if m._progress else 0.0 for m in self.members
+        )
         total = len(self.members)
         done = sum(member._end is not None for member in self.members)
         record = [PROGRESS, 0, "progress", time(), min(1.0, parts / total) if total else 1.0, done, total, None]
@@ -91,7 +94,7 @@ class Group(Task[list[Any]]):
             self._result = results
             self._settle("succeeded")
         elif self._stopping and all(isinstance(error, TaskCancelled) for error in errors):
-            self._fail("cancelled", _cancelled(self, "group"), "group")
+            self._settle("cancelled", "group", _cancelled(self, "group"))
         else:
             text = f"{len(errors)} of {len(self.members)} tasks failed"
-            self._fail("failed", BaseExceptionGroup(text, errors))
+            self._settle("failed", "", BaseExceptionGroup(text, errors))

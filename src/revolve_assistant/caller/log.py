@@ -43,7 +43,9 @@ class Reader:
             if self.next < log.first:
                 missing = log.first - self.next
                 self.next = log.first
-                found.append((GAP, 0, "gap", log.records[0][3] if log.records else 0.0, (missing,), log.attempt_at(log.first)))
+                found.append(
+                    (GAP, 0, "gap", log.records[0][3] if log.records else 0.0, (missing,), log.attempt_at(log.first))
+                )
             start = self.next - log.first
             records = log.records
             stop = min(len(records), start + limit)
@@ -185,7 +187,7 @@ def arguments(record: Any) -> Any:
         import pickle
 
         try:
-            return pickle.loads(record[4])  # noqa: S301 - from a child of ours, over its socket pair
+            return pickle.loads(record[4])
         except Exception as error:
             return tuple(f"<cannot be rebuilt here: {text} ({type(error).__name__}: {error})>" for text in record[5])
     return record[4]
@@ -194,5 +196,3 @@ def arguments(record: Any) -> Any:
 def event(task_id: str, attempt: int, seq: int, record: Any) -> Event:
     """A record as the event that users see."""
     return Event(task_id, attempt, seq, record[2], tuple(arguments(record)), record[3])
-
-

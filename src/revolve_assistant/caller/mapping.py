@@ -60,7 +60,9 @@ class Chunk:
 class Mapping:
     """One running `map`."""
 
-    def __init__(self, client: Client, fn: Callable[..., Any], items: list[tuple[Any, ...]], chunksize: int | None) -> None:
+    def __init__(
+        self, client: Client, fn: Callable[..., Any], items: list[tuple[Any, ...]], chunksize: int | None
+    ) -> None:
         self.client = client
         self.function = client._carrier.function(fn)
         self.chunksize = chunksize
@@ -129,7 +131,7 @@ class Mapping:
             size = 1
         else:
             size = max(1, min(int(TARGET / self.seconds), MAX_CHUNK, -(-left // (2 * self.workers))))
-        indices: list[int] = []
+        indices = []
         weight = 0
         while self.next < total and len(indices) < size:
             payload = self.packed[self.next]

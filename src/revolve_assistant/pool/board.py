@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 from typing import Final
 
 RUNNING: Final = 0
@@ -60,6 +59,8 @@ def create() -> int:
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create(NAME, os.MFD_CLOEXEC)
     else:
+        import tempfile
+
         fd, path = tempfile.mkstemp(prefix=NAME)
         os.unlink(path)
     os.ftruncate(fd, SIZE)

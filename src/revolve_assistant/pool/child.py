@@ -15,6 +15,7 @@ import signal
 import socket
 import struct
 import sys
+from _pickle import PickleBuffer
 from _thread import allocate_lock, start_new_thread
 from collections import deque
 from time import monotonic_ns
@@ -204,7 +205,7 @@ class Child:
             self.error(seq, started, error)
             return
         if len(payload) >= LARGE:
-            buffers = [payload, *(buffers or ())]
+            buffers = [PickleBuffer(payload), *(buffers or ())]
             payload = b""
         if buffers:
             with self.control_lock:

@@ -35,9 +35,7 @@ class Ladder:
             deadlines = ()
         self.deadlines = tuple(deadlines) if deadlines is not None else DEADLINES
         if len(self.deadlines) != 3 or not all(isinstance(d, (int, float)) and d >= 0 for d in self.deadlines):
-            raise UsageError(
-                "ladder must be three numbers of seconds: until the exception, SIGTERM and SIGKILL"
-            )
+            raise UsageError("ladder must be three numbers of seconds: until the exception, SIGTERM and SIGKILL")
 
     # --- clocks of a running task
 
@@ -81,8 +79,7 @@ class Ladder:
         supervisor = self.supervisor
         child = job.child
         if job.state == WAITING or child is None:
-            kind = job.parcel.work.function.kind
-            supervisor.lanes["async" if kind in ("async", "asyncgen") else "plain"].drop(job)
+            supervisor.feeder.drop(job)
             job.state = WAITING
             supervisor.end(job, self.ended(job, "unstarted"))
             return
@@ -180,5 +177,3 @@ class Ladder:
         if isinstance(error, TaskError):
             error.add_note(f"stopped by: {rung}")
         return error
-
-

@@ -212,9 +212,7 @@ class LiveEngine(Engine):
             else:
                 report = (parcel, REPORT_RETURNED, value)
         except CancelSignal:
-            report = (
-                (parcel, REPORT_RAISED, job.verdict) if job.verdict else (parcel, REPORT_CANCELLED, "flag")
-            )
+            report = (parcel, REPORT_RAISED, job.verdict) if job.verdict else (parcel, REPORT_CANCELLED, "flag")
         except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
             from ..wire.remote import pack_error, unpack_error
 

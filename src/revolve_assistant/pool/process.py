@@ -325,6 +325,11 @@ class ChildProcess:
             if self.popen.returncode is None:
                 os.killpg(self.pid, number)
 
+    def kill(self) -> None:
+        """Kill it and all it started, if it is not dead yet."""
+        if not self.dead:
+            self.signal_group(signal.SIGKILL)
+
     def wait(self, seconds: float) -> bool:
         """Wait for the exit without reaping; True: it has ended."""
         if self.popen.returncode is not None:

@@ -267,7 +267,9 @@ class _Shield:
     The signal is handled right after.
     """
 
-    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP") if hasattr(signal, name))
+    SIGNALS = tuple(
+        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP") if hasattr(signal, name)
+    )
 
     def __init__(self) -> None:
         self._handlers = [(number, signal.getsignal(number)) for number in self.SIGNALS]

@@ -87,7 +87,7 @@ def remote_call(address: str, token: bytes, call: tuple[Any, ...]) -> tuple[str,
     from ..wire.carry import pack
     from ..wire.remote import pack_error
 
-    name, kind, body, payload, id, attempt, capture = call
+    _name, kind, body, payload, id, attempt, capture = call
     line = Line(address, token)
     running = line.running = Running(line, 1, id, attempt)
     reader = threading.Thread(target=line.listen, daemon=True)
@@ -132,5 +132,3 @@ def _call(running: Running, kind: str, fn: Any, args: Any, kwargs: Any, capture:
     import asyncio
 
     return asyncio.run(run_async(running, kind, fn, args, kwargs))
-
-

@@ -1,8 +1,8 @@
 """What passes between a child, its supervisor and the sink: the kinds of records and reports, by number.
 
-     supervisor ──frames of messages──▶ child        TASK, FUNCTION, CONFIG, STOP          (task socket, main thread reads)
-     supervisor ──control messages────▶ child        SEND, CREDIT, BUFFERS, SHARE          (control socket, a thread reads)
-     child ──frames of records──▶ supervisor         RESULT … READY                        (task socket, the pump reads)
+     supervisor ──frames of messages──▶ child    TASK, FUNCTION, CONFIG, STOP          (task socket, to the main thread)
+     supervisor ──control messages────▶ child    SEND, CREDIT, BUFFERS, SHARE          (control socket, to a thread)
+     child ──frames of records──▶ supervisor     RESULT … READY                        (task socket, to the pump)
      supervisor ──reports──▶ sink                    (parcel, kind, …)
 
 A frame is a 4-byte little-endian length and a msgpack array of messages or records, each an array that starts with

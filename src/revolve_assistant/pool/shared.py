@@ -7,7 +7,6 @@ import mmap
 import os
 import socket
 import struct
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +27,8 @@ def write_buffers(buffers: Sequence[Any]) -> tuple[int, list[int]]:
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("revolve-buffers", os.MFD_CLOEXEC)
     else:
+        import tempfile
+
         fd, path = tempfile.mkstemp(prefix="revolve-buffers")
         os.unlink(path)
     try:

@@ -17,7 +17,9 @@ import time
 from . import board as at
 
 _LINE = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<name>.*)$')
-_OURS = re.compile(r'^  File "[^"]*/revolve_assistant/(pool|running)/|^  File "<string>", line 1 in <module>|^Extension modules')
+_OURS = re.compile(
+    r'^  File "[^"]*/revolve_assistant/(pool|running)/|^  File "<string>", line 1 in <module>|^Extension modules'
+)
 WAIT = 2.0  # seconds
 
 

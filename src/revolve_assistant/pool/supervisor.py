@@ -16,7 +16,6 @@ import os
 import signal
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,24 +24,21 @@ from ..engine import Engine, EngineState, Parcel, Sink
 from ..errors import TaskLost, Unreachable, UsageError
 from ..traits import Traits
 from . import board as at
-from .jobs import ENDED, SENT, WAITING, Job, Lanes
-from .child import LARGE
+from .feeder import Feeder
+from .jobs import ENDED, SENT, Job
 from .ladder import Ladder
 from .process import ChildProcess, child_environment
 from .pump import READ, WRITE, Pump
 from .reports import (
-    BUFFERS,
     CANCELLED,
     CREDIT,
     ERROR,
     EVENT,
-    FUNCTION,
     ITEM_ERROR,
     ITEM_RESULT,
     PACKED,
     PROGRESS,
     READY,
-    REPORT_CANCELLED,
     REPORT_EVENTS,
     REPORT_FAILED,
     REPORT_ITEM,
@@ -54,25 +50,19 @@ from .reports import (
     RESULT,
     SEND,
     SETUP_FAILED,
-    SHARE,
     SKIPPED,
     STARTED,
     STOP,
-    TASK,
     WANT,
 )
-from .shared import write_buffers
 from .vitals import default_memory_limit, parse_memory, usable_cpus
-from ..wire.share import find_share
 from .watch import Watch
 
 if TYPE_CHECKING:
-    from ..wire.share import Share
+    pass
 
 log = logging.getLogger("revolve_assistant")
 
-AHEAD = 0.005  # seconds of expected work given to a child in advance
-MAX_AHEAD = 2048  # tasks
 LINGER = 5.0  # seconds a child has to end by itself when asked
 CONCURRENCY = 100  # coroutines at once in one child
 
@@ -120,18 +110,14 @@ class Supervisor(Engine):
         )
         self.lock = threading.RLock()
         self.children: list[ChildProcess] = []
-        self.durations: dict[int, float] = {}  # function key -> seconds, weighted towards the last runs
         self.pump = Pump("revolve-pump")
         self.ladder = Ladder(self, ladder)
         self.watch = Watch(self)
-        self.lanes = {"plain": Lanes(), "async": Lanes()}
-        self.idle: list[ChildProcess] = []
-        self._inbox: deque[Job] = deque()  # submitted, not yet in a lane
+        self.feeder = Feeder(self)
         self._growing = True  # more children may be wanted
         self._open: dict[str, Job] = {}  # jobs by id that have not ended
         self.reports: list[tuple[Sink, Any]] = []
         self._delivering = threading.Lock()
-        self._shared: dict[str, tuple[int, bytes, list[int]]] = {}
         self.closing = False
         self._starting = 0
 
@@ -149,33 +135,14 @@ class Supervisor(Engine):
         for parcel in parcels:
             job = parcel._ = Job(parcel, sink)
             self._open[parcel.id] = job
-            self._inbox.append(job)
+            self.feeder.inbox.append(job)
         # Without the lock, so that a caller in a loop does not wait for the pump: who makes a child idle looks into
         # the inbox afterwards, so one of the two sees the other.
-        if self.idle or self._growing or self.closing:
+        if self.feeder.idle or self._growing or self.closing:
             with self.lock:
-                self._take_in()
-                if self.lanes["plain"].count or self.lanes["async"].count:
+                self.feeder.take_in()
+                if self.feeder.waiting:
                     self.want_children()
-
-    def _take_in(self) -> None:
-        """Sort what was submitted into the lanes; give to idle children what they can have at once."""
-        inbox = self._inbox
-        coroutines = False
-        while inbox:
-            job = inbox.popleft()
-            kind = job.parcel.work.function.kind
-            if kind == "plain" or kind == "generator":
-                if self.idle and not self.lanes["plain"].count and not self.closing:
-                    self._give(self.idle.pop(), [job])
-                else:
-                    self.lanes["plain"].push(job)
-            else:
-                self.lanes["async"].push(job)
-                coroutines = True
-        if coroutines:
-            self._growing = True
-            self.refill_async()
 
     def state(self, ids: Iterable[str]) -> Mapping[str, EngineState]:
         found: dict[str, EngineState] = {}
@@ -187,7 +154,7 @@ class Supervisor(Engine):
 
     def cancel(self, task_id: str) -> bool:
         with self.lock:
-            self._take_in()
+            self.feeder.take_in()
             job = self._open.get(task_id)
             if job is None:
                 return False
@@ -201,8 +168,8 @@ class Supervisor(Engine):
             if self.closing:
                 return
             self.closing = True
-            self._take_in()
-            waiting = [job for lanes in self.lanes.values() for job in lanes.clear()]
+            self.feeder.take_in()
+            waiting = [job for lanes in self.feeder.lanes.values() for job in lanes.clear()]
             for job in waiting:
                 self.end(job, (job.parcel, REPORT_LOST, TaskLost("the engine was closed before the task started")))
             children = list(self.children)
@@ -224,10 +191,7 @@ class Supervisor(Engine):
         with self.lock:
             for child in list(self.children):
                 self.watch.bury(child)
-            for fd, _, _ in self._shared.values():
-                if fd >= 0:
-                    os.close(fd)
-            self._shared.clear()
+            self.feeder.close()
         self.deliver()
 
     def after_fork(self) -> None:
@@ -236,11 +200,8 @@ class Supervisor(Engine):
         for child in self.children:
             child.popen.returncode = 0  # so that nobody here waits for it
             child.close()
-        self.children, self.idle = [], []
-        for fd, _, _ in self._shared.values():
-            if fd >= 0:
-                os.close(fd)
-        self._shared = {}
+        self.children, self.feeder.idle = [], []
+        self.feeder.close()
         self.pump.after_fork()
 
     # --- what the client asks of a running task
@@ -278,7 +239,7 @@ class Supervisor(Engine):
     def trim(self, task_id: str) -> None:
         """Let a chunk end after its running item."""
         with self.lock:
-            self._take_in()
+            self.feeder.take_in()
             job = self._open.get(task_id)
             if job is None:
                 return
@@ -303,8 +264,6 @@ class Supervisor(Engine):
         finally:
             os.close(fd)
 
-    # --- feeding
-
     def tell(self, child: ChildProcess, message: tuple[Any, ...], fd: int = -1) -> None:
         if child.dead:
             if fd >= 0:
@@ -312,159 +271,20 @@ class Supervisor(Engine):
         elif not child.tell(message, fd):
             self.pump.change(child.control.fileno(), READ | WRITE)
 
-    def _give(self, child: ChildProcess, jobs: Sequence[Job]) -> None:
-        """Send jobs to a child, with whatever it does not have yet."""
-        messages: list[Any] = []
-        for job in jobs:
-            parcel = job.parcel
-            work = parcel.work
-            function = work.function
-            key = function.key
-            if key not in child.functions:
-                child.functions.add(key)
-                messages.append((FUNCTION, key, function.name, function.kind, function.body))
-            child.given = seq = child.given + 1
-            job.seq = seq
-            job.child = child
-            job.state = SENT
-            child.jobs[seq] = job
-            child.cost += self.durations.get(key, AHEAD)
-            extras = None
-            payload = work.payload
-            if (
-                parcel.chunk
-                or parcel.options is not None
-                or work.buffers
-                or work.shares
-                or job.messages
-                or len(payload) >= LARGE
-            ):
-                payload, extras = self._extras(child, job)
-            messages.append((TASK, seq, parcel.id, key, payload, parcel.attempt, extras))
-        if not child.write(messages):
-            self.pump.change(child.tasks.fileno(), READ | WRITE)
-        if child.check is None:
-            self.watch.look_at(child)
-        self.watch.keep_ticking()
-
-    def _extras(self, child: ChildProcess, job: Job) -> tuple[bytes, dict[str, Any] | None]:
-        """The rarer parts of a task: shared memory, shares, options, messages that came before it."""
-        work = job.parcel.work
-        extras: dict[str, Any] = {}
-        payload: bytes = work.payload
-        for key in work.shares:
-            self._give_share(child, key)
-        buffers = list(work.buffers or ())
-        if len(payload) >= LARGE:
-            buffers.insert(0, payload)
-            payload = b""
-        if buffers:
-            fd, sizes = write_buffers(buffers)
-            extras["buffers"] = len(buffers)
-            self.tell(child, (BUFFERS, job.seq, sizes), fd)
-        options = job.parcel.options
-        if options is not None:
-            if options.capture:
-                extras["capture"] = True
-        if job.parcel.chunk:
-            extras["chunk"] = True
-        for name, packed in job.messages or ():
-            self.tell(child, (SEND, job.seq, name, packed))
-        return payload, extras or None
-
-    def _give_share(self, child: ChildProcess, key: str) -> None:
-        share = find_share(key)
-        if share is None or key in child.shares:  # dropped by the caller: the task says that it is missing
-            return
-        fd, data, sizes = self._share(share)
-        for inner in share.inner:
-            self._give_share(child, inner)
-        child.shares.add(key)
-        self.tell(child, (SHARE, key, data, sizes), os.dup(fd) if fd >= 0 else -1)
-
-    def _share(self, share: Share[Any]) -> tuple[int, bytes, list[int]]:
-        """A shared object's memory: one copy, whatever the number of children."""
-        found = self._shared.get(share.key)
-        if found is None:
-            data, buffers = share.payload()
-            fd, sizes = write_buffers(buffers) if buffers else (-1, [])
-            found = self._shared[share.key] = (fd, data, sizes)
-        return found
-
-    def refill(self, child: ChildProcess) -> None:
-        """Feed a plain child as far ahead as measured durations allow."""
-        if self._inbox:
-            self._take_in()
-        lanes = self.lanes["plain"]
-        if child.stopping and not child.jobs and not child.dead:
-            self.retire(child)
-        if not child.ready or child.dead or child.stopping:
-            return
-        if child.blocked:
-            if child.jobs:
-                return
-            child.blocked = False
-        jobs: list[Job] = []
-        room = MAX_AHEAD - len(child.jobs)
-        fair = lanes.count // max(1, len(self.children)) + 1
-        limit = self.max_tasks_per_child
-        durations = self.durations
-        cost = child.cost
-        while lanes.count and len(jobs) < room and len(jobs) < fair:
-            if limit is not None and child.given + len(jobs) >= limit:
-                break
-            job = lanes.peek()
-            if job is None:
-                break
-            expected = durations.get(job.parcel.work.function.key, AHEAD)
-            if (child.jobs or jobs) and cost + expected > AHEAD:
-                break
-            cost += expected
-            lanes.pop()
-            jobs.append(job)
-        if jobs:
-            self._give(child, jobs)
-        if not child.jobs:
-            child.cost = 0.0
-            if limit is not None and child.given >= limit:
-                self.retire(child)
-            elif child not in self.idle:
-                self.idle.append(child)
-                if self._inbox:
-                    self._take_in()
-
-    def refill_async(self) -> None:
-        lanes = self.lanes["async"]
-        children = [child for child in self.children if child.kind == "async" and child.ready and not child.blocked]
-        limit = self.max_tasks_per_child
-        if limit is not None:
-            for child in [each for each in children if each.given >= limit]:
-                children.remove(child)
-                if not child.jobs:
-                    self.retire(child)
-        while lanes.count and children:
-            child = min(children, key=lambda child: len(child.jobs))
-            if len(child.jobs) >= self.concurrency or (limit is not None and child.given >= limit):
-                children.remove(child)
-                continue
-            job = lanes.pop()
-            if job is not None:
-                self._give(child, [job])
-
     # --- children
 
     def want_children(self) -> None:
         """Start what the waiting tasks need, on the pump's thread."""
-        if self._inbox:
-            self._take_in()
+        if self.feeder.inbox:
+            self.feeder.take_in()
         plain = [child for child in self.children if child.kind == "plain" and not child.stopping]
         starting = sum(not child.ready for child in plain)
-        wanted = min(self.max_workers - len(plain), self.lanes["plain"].count - starting) - self._starting
+        wanted = min(self.max_workers - len(plain), self.feeder.lanes["plain"].count - starting) - self._starting
         grown = [child for child in self.children if child.kind == "async" and not child.stopping]
         limit = self.max_tasks_per_child or float("inf")
         full = all(each.ready and (len(each.jobs) >= self.concurrency or each.given >= limit) for each in grown)
-        more = self.lanes["async"].count and full and len(grown) < self.max_workers and not self._starting
-        self._growing = len(plain) < self.max_workers or bool(grown) or bool(self.lanes["async"].count)
+        more = self.feeder.lanes["async"].count and full and len(grown) < self.max_workers and not self._starting
+        self._growing = len(plain) < self.max_workers or bool(grown) or bool(self.feeder.lanes["async"].count)
         if wanted <= 0 and not more:
             return
         self.pump.start()
@@ -482,7 +302,7 @@ class Supervisor(Engine):
     def _start(self, kind: str) -> None:
         with self.lock:
             self._starting -= 1
-            if self.closing or not self.lanes[kind].count:
+            if self.closing or not self.feeder.lanes[kind].count:
                 return
             try:
                 child = ChildProcess(
@@ -493,7 +313,7 @@ class Supervisor(Engine):
             except OSError as error:
                 log.error("cannot start a child process: %s", error)
                 if not self.children:
-                    job = self.lanes[kind].pop()
+                    job = self.feeder.lanes[kind].pop()
                     if job is not None:
                         self.end(
                             job, (job.parcel, REPORT_RAISED, Unreachable(f"cannot start a child process: {error}"))
@@ -514,11 +334,11 @@ class Supervisor(Engine):
         child.retired = True
         child.stopping = True
         self._growing = True
-        if child in self.idle:
-            self.idle.remove(child)
+        if child in self.feeder.idle:
+            self.feeder.idle.remove(child)
         if not child.write([(STOP,)]):
             self.pump.change(child.tasks.fileno(), READ | WRITE)
-        self.pump.at(monotonic() + LINGER, lambda: child.dead or child.signal_group(signal.SIGKILL))
+        self.pump.at(monotonic() + LINGER, child.kill)
 
     # --- hearing
 
@@ -538,13 +358,13 @@ class Supervisor(Engine):
                     self.pump.forget(child.tasks.fileno())
                     if child.pidfd < 0 or not child.wait(0):
                         # exec'd, closed its sockets, or is about to exit: give it a moment, then make sure
-                        self.pump.at(monotonic() + 0.2, lambda: child.dead or child.signal_group(signal.SIGKILL))
+                        self.pump.at(monotonic() + 0.2, child.kill)
                         if child.pidfd < 0:
                             self.pump.at(monotonic() + 0.5, lambda: self.watch.gone(child))
                 elif child.kind == "plain":
-                    self.refill(child)
+                    self.feeder.refill(child)
                 else:
-                    self.refill_async()
+                    self.feeder.refill_async()
         self.deliver()
 
     def _hear_control(self, child: ChildProcess) -> None:
@@ -585,7 +405,7 @@ class Supervisor(Engine):
                 job = jobs.pop(record[1], None)
                 if job is None:
                     continue
-                self._measure(child, job, record[2])
+                self.feeder.measure(child, job, record[2])
                 buffers = None
                 if record[4]:
                     child.read_control()
@@ -600,7 +420,7 @@ class Supervisor(Engine):
             elif kind == ERROR:
                 job = jobs.pop(record[1], None)
                 if job is not None:
-                    self._measure(child, job, record[2])
+                    self.feeder.measure(child, job, record[2])
                     if job.verdict is not None or job.rung in ("SIGTERM", "SIGKILL"):
                         self.end(job, self.ladder.ended(job, job.rung))
                     else:
@@ -608,12 +428,12 @@ class Supervisor(Engine):
             elif kind == CANCELLED:
                 job = jobs.pop(record[1], None)
                 if job is not None:
-                    self._measure(child, job, record[2])
+                    self.feeder.measure(child, job, record[2])
                     self.end(job, self.ladder.ended(job, record[3]))
             elif kind == SKIPPED:
                 job = jobs.pop(record[1], None)
                 if job is not None:  # the supervisor had seen it begin before it was skipped
-                    self.again([job])
+                    self.feeder.again([job])
             elif kind == STARTED:
                 job = jobs.get(record[1])
                 if job is not None:
@@ -639,25 +459,6 @@ class Supervisor(Engine):
         if child.check is None and jobs:
             self.watch.look_at(child)
 
-    def _measure(self, child: ChildProcess, job: Job, duration: int) -> None:
-        if job.parcel.chunk:
-            child.cost = 0.0
-            return
-        seconds = duration * 1e-9
-        key = job.parcel.work.function.key
-        known = self.durations.get(key)
-        if known is None:
-            if len(self.durations) > 10_000:
-                self.durations.clear()
-            self.durations[key] = seconds
-            child.cost -= AHEAD
-        else:
-            child.cost -= known
-            # follows a slower run at once and a faster one slowly: better to feed too little than to take back
-            self.durations[key] = seconds if seconds > 4 * known else known + (seconds - known) / 8
-        if child.cost < 0 or not child.jobs:
-            child.cost = 0.0
-
     def announce(self, child: ChildProcess, job: Job, started: int = 0) -> None:
         """Report that the job started, and start its clocks."""
         if job.started:
@@ -667,9 +468,7 @@ class Supervisor(Engine):
             started = child.words[at.STARTED]
         job.messages = None
         job.started = job.heard = min(now, started * 1e-9) if started else now
-        self.reports.append(
-            (job.sink, (job.parcel, REPORT_STARTED, child.name, time() - (now - job.started)))
-        )
+        self.reports.append((job.sink, (job.parcel, REPORT_STARTED, child.name, time() - (now - job.started))))
         self.ladder.watch(job)
 
     def end(self, job: Job, report: tuple[Any, ...]) -> None:
@@ -681,27 +480,6 @@ class Supervisor(Engine):
         if job.timer is not None or job.stalled is not None or job.reason:
             self.ladder.forget(job)
         self.reports.append((job.sink, report))
-
-    def again(self, jobs: list[Job]) -> None:
-        """Jobs that did not start go back to the front of their lanes."""
-        plain: list[Job] = []
-        for job in jobs:
-            job.state, job.child, job.seq = WAITING, None, 0
-            if job.reason:
-                self.end(job, self.ladder.ended(job, "unstarted"))
-            elif job.parcel.work.function.kind in ("plain", "generator"):
-                plain.append(job)
-            else:
-                self.lanes["async"].push(job)
-        self.lanes["plain"].push_back(plain)
-        if not self.closing:
-            for child in list(self.idle):
-                if not self.lanes["plain"].count:
-                    break
-                self.idle.remove(child)
-                self.refill(child)
-            self.refill_async()
-            self.want_children()
 
     def deliver(self) -> None:
         """Hand the gathered reports to their sinks, in order, outside the lock.

@@ -11,8 +11,8 @@ from ..wire.remote import unpack_error
 from . import board as at
 from .jobs import Job
 from .process import ChildProcess
-from .stacks import without_our_frames
 from .reports import REPORT_LOST, REPORT_RAISED, REPORT_TRIMMED
+from .stacks import without_our_frames
 from .vitals import describe_exit, is_stopped, oom_kills, peak, resident
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Watch:
         if not running.started:
             self.supervisor.announce(child, running)
         if running.parcel.chunk:
-            if self.supervisor.idle and monotonic() - child.words[at.STARTED] * 1e-9 > SLOW:
+            if self.supervisor.feeder.idle and monotonic() - child.words[at.STARTED] * 1e-9 > SLOW:
                 self._trim(child, running)
             return child.words[at.STOP_AT] == at.NEVER
         if len(child.jobs) == 1:
@@ -94,13 +94,13 @@ class Watch:
         """Take back what the child has not begun; it goes elsewhere in a moment (`board` says how)."""
         child.blocked = True
         words = child.words
-        begun = words[at.RUNNING]
+        begun, high = words[at.RUNNING], child.given  # what is given later is not taken back
         if words[at.HIGH] <= begun:
-            words[at.HIGH] = child.given
+            words[at.HIGH] = high
             words[at.LOW] = begun + 1
         else:
-            words[at.HIGH] = child.given
-        self.supervisor.pump.at(monotonic() + at.SETTLE, lambda: self._recalled(child, child.given))
+            words[at.HIGH] = high
+        self.supervisor.pump.at(monotonic() + at.SETTLE, lambda: self._recalled(child, high))
 
     def _recalled(self, child: ChildProcess, high: int) -> None:
         supervisor = self.supervisor
@@ -113,9 +113,9 @@ class Watch:
                 del child.jobs[job.seq]
             child.cost = 0.0
             if back:
-                supervisor.again(back)
+                supervisor.feeder.again(back)
             elif not child.jobs:
-                supervisor.refill(child)
+                supervisor.feeder.refill(child)
         supervisor.deliver()
 
     # --- health
@@ -212,8 +212,8 @@ class Watch:
         supervisor.grow()
         if child in supervisor.children:
             supervisor.children.remove(child)
-        if child in supervisor.idle:
-            supervisor.idle.remove(child)
+        if child in supervisor.feeder.idle:
+            supervisor.feeder.idle.remove(child)
         if number == signal.SIGKILL and oom_kills() > self._oom_kills:
             self._oom_kills = oom_kills()
             text += " (the system ran out of memory)"
@@ -226,12 +226,12 @@ class Watch:
             supervisor.end(job, supervisor.ladder.died(job, error, item))
         if never:
             self._never_ready(child, text, number, code)
-        supervisor.again(jobs)
+        supervisor.feeder.again(jobs)
         supervisor.want_children()
 
     def _never_ready(self, child: ChildProcess, text: str, number: int | None, code: int | None) -> None:
         """A child that did not come up: one waiting task fails of it, so that this cannot go on for ever."""
-        job = self.supervisor.lanes[child.kind].pop()
+        job = self.supervisor.feeder.lanes[child.kind].pop()
         if job is None:
             return
         if child.setup_error is not None:
@@ -257,5 +257,3 @@ def lost(job: Job, why: str, *, stacks: str = "", **facts: Any) -> TaskLost:
 
 def _size(number: int) -> str:
     return f"{number / (1 << 20):.0f} MiB"
-
-

@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from time import monotonic, time
 from typing import Any, ClassVar
 
-
 from ..engine import Parcel, Sink
 from ..errors import NotCarriable, TaskLost, Unreachable, UsageError
 from ..pool.child import frames
@@ -83,9 +82,7 @@ class Engine(LiveEngine):
     Cancelling removes what has not started and raises the flag of what runs; no executor can do more.
     """
 
-    traits: ClassVar[Traits] = Traits(
-        summary="any concurrent.futures.Executor", local=True, live=True, cancels=True
-    )
+    traits: ClassVar[Traits] = Traits(summary="any concurrent.futures.Executor", local=True, live=True, cancels=True)
     worker = "executor"
 
     def __init__(self, executor: concurrent.futures.Executor) -> None:
@@ -128,7 +125,7 @@ class Engine(LiveEngine):
     # --- processes
 
     def _submit_remote(self, parcel: Parcel, sink: Sink) -> None:
-        fn, args, kwargs = parcel.work.live  # type: ignore[union-attr]
+        fn, args, kwargs = parcel.work.live
         job = RemoteJob(self, parcel, sink)
         try:
             work = self._carrier.carry(fn, args, kwargs)
@@ -142,9 +139,9 @@ class Engine(LiveEngine):
         self.jobs[parcel.id] = job
         payload, buffers = work.payload, work.buffers
         if buffers or work.shares:
-            from ..wire.share import unshare
-
             import pickle
+
+            from ..wire.share import unshare
 
             payload = pickle.dumps(unshare(args, kwargs), 5)
         function = work.function
@@ -262,7 +259,7 @@ class Engine(LiveEngine):
         if job.over is not None:
             self.end(job, job.over)
         elif error is not None:
-            lost = TaskLost(f"{job.parcel.work.function.name}: its executor failed: {type(error).__name__}: {error}")  # type: ignore[union-attr]
+            lost = TaskLost(f"{job.parcel.work.function.name}: its executor failed: {type(error).__name__}: {error}")
             lost.__cause__ = error
             self.end(job, (job.parcel, REPORT_LOST, lost))
         else:
@@ -309,5 +306,3 @@ class Engine(LiveEngine):
             self._server = None
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-
-

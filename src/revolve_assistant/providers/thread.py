@@ -57,9 +57,7 @@ class Engine(LiveEngine):
                 if self._idle >= self._lanes.count:
                     self._work.notify()
                 elif len(self._threads) < self.max_workers:
-                    thread = threading.Thread(
-                        target=self._serve, name=f"revolve-{len(self._threads) + 1}", daemon=True
-                    )
+                    thread = threading.Thread(target=self._serve, name=f"revolve-{len(self._threads) + 1}", daemon=True)
                     self._threads.append(thread)
                     thread.start()
 

@@ -23,7 +23,7 @@ def unpack_args(packed: list[Any]) -> tuple[Any, ...]:
     if packed[0]:
         import pickle
 
-        value: tuple[Any, ...] = pickle.loads(packed[1])  # noqa: S301 - from our own socket pair
+        value: tuple[Any, ...] = pickle.loads(packed[1])
         return value
     return tuple(packed[1])
 

@@ -1,0 +1,256 @@
+"""Feeds children: what waits, in which order, and how much of it each child is given in advance.
+
+    submit ──▶ inbox ──▶ lanes (by priority) ──▶ an idle child at once
+                                        └──▶ refill: as many as the child will finish within AHEAD seconds
+
+Nothing is queued behind a callable that was never seen or is known to be slow.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..wire.share import find_share
+from .child import LARGE
+from .jobs import SENT, WAITING, Job, Lanes
+from .process import ChildProcess
+from .pump import READ, WRITE
+from .reports import BUFFERS, FUNCTION, SEND, SHARE, TASK
+from .shared import write_buffers
+
+if TYPE_CHECKING:
+    from ..wire.share import Share
+    from .supervisor import Supervisor
+
+AHEAD = 0.005  # seconds of expected work given to a child in advance
+MAX_AHEAD = 2048  # tasks
+PLAIN = ("plain", "generator")  # kinds that run one at a time, in children of their own
+
+
+class Feeder:
+    """Part of the supervisor; works under its lock, but for `inbox`."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.supervisor = supervisor
+        self.inbox: deque[Job] = deque()  # submitted, not yet in a lane
+        self.lanes = {"plain": Lanes(), "async": Lanes()}
+        self.idle: list[ChildProcess] = []
+        self.durations: dict[int, float] = {}  # function key -> seconds, weighted towards the last runs
+        self._shared: dict[str, tuple[int, bytes, list[int]]] = {}
+
+    @property
+    def waiting(self) -> int:
+        return self.lanes["plain"].count + self.lanes["async"].count
+
+    def drop(self, job: Job) -> None:
+        """The job ended while it waited."""
+        self.lanes["plain" if job.parcel.work.function.kind in PLAIN else "async"].drop(job)
+
+    def take_in(self) -> None:
+        """Sort what was submitted into the lanes; give to idle children what they can have at once."""
+        inbox = self.inbox
+        coroutines = False
+        while inbox:
+            job = inbox.popleft()
+            kind = job.parcel.work.function.kind
+            if kind in PLAIN:
+                if self.idle and not self.lanes["plain"].count and not self.supervisor.closing:
+                    self.give(self.idle.pop(), [job])
+                else:
+                    self.lanes["plain"].push(job)
+            else:
+                self.lanes["async"].push(job)
+                coroutines = True
+        if coroutines:
+            self.supervisor.grow()
+            self.refill_async()
+
+    def give(self, child: ChildProcess, jobs: Sequence[Job]) -> None:
+        """Send jobs to a child, with whatever it does not have yet."""
+        messages: list[Any] = []
+        for job in jobs:
+            parcel = job.parcel
+            work = parcel.work
+            function = work.function
+            key = function.key
+            if key not in child.functions:
+                child.functions.add(key)
+                messages.append((FUNCTION, key, function.name, function.kind, function.body))
+            child.given = seq = child.given + 1
+            job.seq = seq
+            job.child = child
+            job.state = SENT
+            child.jobs[seq] = job
+            child.cost += self.durations.get(key, AHEAD)
+            extras = None
+            payload = work.payload
+            if (
+                parcel.chunk
+                or parcel.options is not None
+                or work.buffers
+                or work.shares
+                or job.messages
+                or len(payload) >= LARGE
+            ):
+                payload, extras = self._extras(child, job)
+            messages.append((TASK, seq, parcel.id, key, payload, parcel.attempt, extras))
+        if not child.write(messages):
+            self.supervisor.pump.change(child.tasks.fileno(), READ | WRITE)
+        if child.check is None:
+            self.supervisor.watch.look_at(child)
+        self.supervisor.watch.keep_ticking()
+
+    def _extras(self, child: ChildProcess, job: Job) -> tuple[bytes, dict[str, Any] | None]:
+        """The rarer parts of a task: shared memory, shares, options, messages that came before it."""
+        work = job.parcel.work
+        extras: dict[str, Any] = {}
+        payload: bytes = work.payload
+        for key in work.shares:
+            self._give_share(child, key)
+        buffers = list(work.buffers or ())
+        if len(payload) >= LARGE:
+            buffers.insert(0, payload)
+            payload = b""
+        if buffers:
+            fd, sizes = write_buffers(buffers)
+            extras["buffers"] = len(buffers)
+            self.supervisor.tell(child, (BUFFERS, job.seq, sizes), fd)
+        options = job.parcel.options
+        if options is not None and options.capture:
+            extras["capture"] = True
+        if job.parcel.chunk:
+            extras["chunk"] = True
+        for name, packed in job.messages or ():
+            self.supervisor.tell(child, (SEND, job.seq, name, packed))
+        return payload, extras or None
+
+    def _give_share(self, child: ChildProcess, key: str) -> None:
+        share = find_share(key)
+        if share is None or key in child.shares:  # dropped by the caller: the task says that it is missing
+            return
+        fd, data, sizes = self._share(share)
+        for inner in share.inner:
+            self._give_share(child, inner)
+        child.shares.add(key)
+        self.supervisor.tell(child, (SHARE, key, data, sizes), os.dup(fd) if fd >= 0 else -1)
+
+    def _share(self, share: Share[Any]) -> tuple[int, bytes, list[int]]:
+        """A shared object's memory: one copy, whatever the number of children."""
+        found = self._shared.get(share.key)
+        if found is None:
+            data, buffers = share.payload()
+            fd, sizes = write_buffers(buffers) if buffers else (-1, [])
+            found = self._shared[share.key] = (fd, data, sizes)
+        return found
+
+    def refill(self, child: ChildProcess) -> None:
+        """Feed a plain child as far ahead as measured durations allow."""
+        if self.inbox:
+            self.take_in()
+        lanes = self.lanes["plain"]
+        if child.stopping and not child.jobs and not child.dead:
+            self.supervisor.retire(child)
+        if not child.ready or child.dead or child.stopping:
+            return
+        if child.blocked:
+            if child.jobs:
+                return
+            child.blocked = False
+        jobs: list[Job] = []
+        room = MAX_AHEAD - len(child.jobs)
+        fair = lanes.count // max(1, len(self.supervisor.children)) + 1
+        limit = self.supervisor.max_tasks_per_child
+        durations = self.durations
+        cost = child.cost
+        while lanes.count and len(jobs) < room and len(jobs) < fair:
+            if limit is not None and child.given + len(jobs) >= limit:
+                break
+            job = lanes.peek()
+            if job is None:
+                break
+            expected = durations.get(job.parcel.work.function.key, AHEAD)
+            if (child.jobs or jobs) and cost + expected > AHEAD:
+                break
+            cost += expected
+            lanes.pop()
+            jobs.append(job)
+        if jobs:
+            self.give(child, jobs)
+        if not child.jobs:
+            child.cost = 0.0
+            if limit is not None and child.given >= limit:
+                self.supervisor.retire(child)
+            elif child not in self.idle:
+                self.idle.append(child)
+                if self.inbox:
+                    self.take_in()
+
+    def refill_async(self) -> None:
+        lanes = self.lanes["async"]
+        children = [
+            child for child in self.supervisor.children if child.kind == "async" and child.ready and not child.blocked
+        ]
+        limit = self.supervisor.max_tasks_per_child
+        if limit is not None:
+            for child in [each for each in children if each.given >= limit]:
+                children.remove(child)
+                if not child.jobs:
+                    self.supervisor.retire(child)
+        while lanes.count and children:
+            child = min(children, key=lambda child: len(child.jobs))
+            if len(child.jobs) >= self.supervisor.concurrency or (limit is not None and child.given >= limit):
+                children.remove(child)
+                continue
+            job = lanes.pop()
+            if job is not None:
+                self.give(child, [job])
+
+    def measure(self, child: ChildProcess, job: Job, duration: int) -> None:
+        if job.parcel.chunk:
+            child.cost = 0.0
+            return
+        seconds = duration * 1e-9
+        key = job.parcel.work.function.key
+        known = self.durations.get(key)
+        if known is None:
+            if len(self.durations) > 10_000:
+                self.durations.clear()
+            self.durations[key] = seconds
+            child.cost -= AHEAD
+        else:
+            child.cost -= known
+            # follows a slower run at once and a faster one slowly: better to feed too little than to take back
+            self.durations[key] = seconds if seconds > 4 * known else known + (seconds - known) / 8
+        if child.cost < 0 or not child.jobs:
+            child.cost = 0.0
+
+    def again(self, jobs: list[Job]) -> None:
+        """Jobs that did not start go back to the front of their lanes."""
+        plain: list[Job] = []
+        for job in jobs:
+            job.state, job.child, job.seq = WAITING, None, 0
+            if job.reason:
+                self.supervisor.end(job, self.supervisor.ladder.ended(job, "unstarted"))
+            elif job.parcel.work.function.kind in PLAIN:
+                plain.append(job)
+            else:
+                self.lanes["async"].push(job)
+        self.lanes["plain"].push_back(plain)
+        if not self.supervisor.closing:
+            for child in list(self.idle):
+                if not self.lanes["plain"].count:
+                    break
+                self.idle.remove(child)
+                self.refill(child)
+            self.refill_async()
+            self.supervisor.want_children()
+
+    def close(self) -> None:
+        """Forget shared objects."""
+        for fd, _, _ in self._shared.values():
+            if fd >= 0:
+                os.close(fd)
+        self._shared = {}
