@@ -319,14 +319,13 @@ class Client(concurrent.futures.Executor):
         self._tasks.pop(task.id, None)
         if self._heavy:
             self._heavy.pop(task.id, None)
-        if task._unique is not None:
+        key: str | None = task._unique
+        if key is not None:
             with self._lock:
-                if self._uniques.get(task._unique) is task:
-                    del self._uniques[task._unique]
+                if self._uniques.get(key) is task:
+                    del self._uniques[key]
         if task._log is not None:
             self._known[task.id] = task
-        if self._shut:
-            self._check_drained()
 
     def _check_drained(self) -> None:
         """Something ended: perhaps it was the last."""

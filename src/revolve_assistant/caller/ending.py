@@ -153,13 +153,16 @@ class Ending:
                 with own, _ending:
                     wakes, callbacks = self._mark_finished()
                     break
+        client = self._client
+        client._ended(self)
         if wakes is not None:
             for wake in wakes:
                 wake()
         if callbacks is not None:
             for fn in callbacks:
-                self._client._dispatcher.post(lambda fn=fn: self._call_back(fn))  # type: ignore[misc]
-        self._client._ended(self)
+                client._dispatcher.post(lambda fn=fn: self._call_back(fn))  # type: ignore[misc]
+        if client._shut:
+            client._check_drained()
 
     def _mark_finished(self) -> tuple[list[Callable[[], None]] | None, list[Callable[[Any], Any]] | None]:
         state = self._end[0] if self._end is not None else "lost"

@@ -24,10 +24,14 @@ class AsyncChild(Child):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        self.newest = 0
         self.flagged: set[int] = set()
         self.interrupted: set[int] = set()
         self.running: dict[int, asyncio.Task[None]] = {}
         self.loop: asyncio.AbstractEventLoop | None = None
+
+    def expected(self, seq: int) -> bool:
+        return seq > self.newest or seq in self.running
 
     def stopping(self, running: Running) -> bool:
         return running._seq in self.flagged
@@ -65,6 +69,7 @@ class AsyncChild(Child):
             for message in messages:
                 kind = message[0]
                 if kind == TASK:
+                    self.newest = message[1]
                     self.running[message[1]] = loop.create_task(self._task(message))
                 elif kind == FUNCTION:
                     self.functions[message[1]] = Function(*message[2:])
@@ -79,9 +84,7 @@ class AsyncChild(Child):
     async def _task(self, message: list[Any]) -> None:
         _, seq, id, key, payload, attempt, extras = message
         running = Running(self, seq, id, attempt)
-        self.runnings[seq] = running
-        for early in self.early.pop(seq, ()):
-            running.put_message(early)
+        self.register(seq, running)
         api.in_context.set(running)
         started = monotonic_ns()
         self.put(_encode((STARTED, seq, started)), True)

@@ -111,6 +111,7 @@ class Child:
         self.arrived.acquire()
         self.finish: Any = None  # the exit of an initializer that is a context manager
         self.control_lock = allocate_lock()
+        self.meeting = allocate_lock()  # guards `early` against `runnings`
         self.pending = bytearray()  # read from the task socket, not yet whole
         self.waiting: deque[Any] = deque()  # messages not yet heeded
 
@@ -161,10 +162,12 @@ class Child:
             from ..wire.values import unpack_args
 
             said = Message(message[2], unpack_args(message[3]))
+            with self.meeting:  # of this thread and the one that begins the task
+                running = self.runnings.get(message[1])
+                if running is None and self.expected(message[1]):
+                    self.early.setdefault(message[1], deque(maxlen=1000)).append(said)
             if running is not None:
                 running.put_message(said)
-            elif message[1] > self.words[at.RUNNING]:
-                self.early.setdefault(message[1], deque(maxlen=1000)).append(said)
         elif running is not None:
             if kind == CREDIT:
                 running.grant()
@@ -172,6 +175,18 @@ class Child:
                 running.nudge()
             elif kind == INTERRUPT:
                 self.interrupt(message[1])
+
+    def expected(self, seq: int) -> bool:
+        """Whether a task may still begin, or has begun and not ended."""
+        return bool(seq > self.words[at.ENDED])
+
+    def register(self, seq: int, running: Running) -> None:
+        """From now on messages go to the task; first those that came before it."""
+        with self.meeting:
+            self.runnings[seq] = running
+            early = self.early.pop(seq, ()) if self.early else ()
+        for message in early:
+            running.put_message(message)
 
     def interrupt(self, seq: int) -> None:
         """The second rung for a coroutine; a plain callable gets a signal from the supervisor instead."""
@@ -300,14 +315,12 @@ class PlainChild(Child):
         words[at.RUNNING] = seq
         if words[at.LOW] <= seq <= words[at.HIGH]:
             words[at.ENDED] = seq
-            self.early.pop(seq, None)
+            with self.meeting:
+                self.early.pop(seq, None)
             self.put(_encode((SKIPPED, seq)), True)
             return None
         running = Running(self, seq, id, attempt)
-        self.runnings[seq] = running
-        if self.early:
-            for message in self.early.pop(seq, ()):
-                running.put_message(message)
+        self.register(seq, running)
         api.in_process = running
         return running
 
