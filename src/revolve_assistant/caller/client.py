@@ -284,7 +284,7 @@ class Client(concurrent.futures.Executor):
         if timer is not None:  # it waits for its delay or its next attempt: nobody runs it
             task._settle("cancelled", "unstarted", _cancelled(task, "unstarted"))
             return True
-        self._engine.cancel(task.id)
+        self._engine.cancel(task._id)
         return True
 
     def _send(self, task: Task[Any], name: str, packed: Any) -> bool:
@@ -308,24 +308,24 @@ class Client(concurrent.futures.Executor):
     def _weigh(self, task: Any) -> None:
         """Keep the client's buffers within their limit: the heaviest readers behind lose first."""
         heavy = self._heavy
-        heavy[task.id] = task
+        heavy[task._id] = task
         if len(heavy) > 16 and sum(each._log.size for each in heavy.values() if each._log) > MAX_BUFFERED:
             heaviest = max(heavy.values(), key=lambda each: each._log.size if each._log else 0)
             if heaviest._log is not None:
                 heaviest._log.drop()
-            heavy.pop(heaviest.id, None)
+            heavy.pop(heaviest._id, None)
 
     def _ended(self, task: Any) -> None:
-        self._tasks.pop(task.id, None)
+        self._tasks.pop(task._id, None)
         if self._heavy:
-            self._heavy.pop(task.id, None)
+            self._heavy.pop(task._id, None)
         key: str | None = task._unique
         if key is not None:
             with self._lock:
                 if self._uniques.get(key) is task:
                     del self._uniques[key]
         if task._log is not None:
-            self._known[task.id] = task
+            self._known[task._id] = task
 
     def _check_drained(self) -> None:
         """Something ended: perhaps it was the last."""
@@ -373,7 +373,7 @@ class Client(concurrent.futures.Executor):
     def attach(self, task_id: str) -> Task[Any]:
         """The task with this id: its whole buffered history, then live. Never blocks; an unknown id ends as
         `LookupError`."""
-        known = self._tasks.get(task_id) or _find(task_id)
+        known = self._tasks.get(task_id) or self._known.get(task_id) or _find(task_id)
         if known is not None:
             return known
         from .task import missing
@@ -452,7 +452,6 @@ class Client(concurrent.futures.Executor):
         for mapping in list(self._maps):
             mapping.stop()
         self._dispatcher.stop()
-        _clients.discard(self)
 
     def _interrupted(self) -> None:
         for mapping in list(self._maps):
@@ -530,7 +529,7 @@ class Client(concurrent.futures.Executor):
             self._finalizer = weakref.finalize(self, _abandon, self._engine, self._dispatcher)
             self._finalizer.atexit = False
         for task in tasks:
-            task._exception = TaskLost(f"task {task.id} belongs to the process that was forked")
+            task._exception = TaskLost(f"task {task._id} belongs to the process that was forked")
             task._end = ("lost", 0.0, "")
             task._state = FINISHED
 
@@ -582,6 +581,8 @@ def _abandon(engine: Any, dispatcher: Dispatcher) -> None:
 def _at_exit() -> None:
     """The interpreter ends: wait for the tasks as other executors do, then end the workers; no noise."""
     for client in list(_clients):
+        if client._closed:
+            continue
         try:
             client.shutdown(wait=True)
         except KeyboardInterrupt:

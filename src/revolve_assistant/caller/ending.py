@@ -66,7 +66,7 @@ def say_unretrieved() -> None:
 class Ending:
     """The part of a `Task` that knows its end. Class-wide defaults: a task costs what it uses."""
 
-    id: str
+    _id: str
     _client: Client
     _parcel: Parcel | None
     _function: Function | None
@@ -130,7 +130,7 @@ class Ending:
             if state != "succeeded":
                 self._exception = error
                 if state != "cancelled":
-                    text = f"task {self.id} ({self.name}) {state}, and nobody asked"
+                    text = f"task {self._id} ({self.name}) {state}, and nobody asked"
                     self._unretrieved = _Unretrieved(text, error, self._packed_error)
             listened = self._before_end(now)
             self._end = (state, now, rung)
@@ -146,11 +146,15 @@ class Ending:
             own = self._own_condition
             if own is None:
                 with _ending:
+                    if self.done():
+                        return
                     if self._own_condition is None:
                         wakes, callbacks = self._mark_finished()
                         break
             else:
                 with own, _ending:
+                    if self.done():
+                        return
                     wakes, callbacks = self._mark_finished()
                     break
         client = self._client
@@ -186,7 +190,7 @@ class Ending:
         try:
             fn(self)
         except Exception:
-            log.exception("done-callback %r of task %s failed", fn, self.id)
+            log.exception("done-callback %r of task %s failed", fn, self._id)
 
     # --- waiting
 
@@ -209,8 +213,8 @@ class Ending:
         if self.done() or (self._end is not None and self._client._dispatcher.inside):
             return  # in a listener of the end, the end is known
         self._refuse_blocking("result() would wait")
-        if not self._client._wait(self.id, self.done, timeout, self._register):
-            raise TimeoutError(f"task {self.id} has not ended within {timeout} s")
+        if not self._client._wait(self._id, self.done, timeout, self._register):
+            raise TimeoutError(f"task {self._id} has not ended within {timeout} s")
 
     def _wait_quietly(self) -> None:
         if not self.done() and not self._client._dispatcher.inside:
@@ -223,7 +227,7 @@ class Ending:
     def _refuse_blocking(self, what: str) -> None:
         if self._client._blocks_itself():
             raise UsageError(
-                f"{what} for ever: this is the thread that serves task {self.id}; "
+                f"{what} for ever: this is the thread that serves task {self._id}; "
                 "await the task, or add a done-callback"
             )
 

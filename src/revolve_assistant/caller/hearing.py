@@ -143,19 +143,21 @@ class Hearing(Ending):
             self._client._dispatcher.post(self._dispatch)
 
     def _dispatch(self) -> None:
-        """Call the listeners of what has come. Runs on the dispatcher alone."""
+        """Call the listeners of what has come, the end's before `_finish`. Runs on the dispatcher alone."""
         self._posted = False
         kept = self._ensure_log()
+        reader = self._reader
         if self._late:
             with _ending:
                 late, self._late = self._late, None
                 if self._listeners is None:
                     self._listeners = Listeners()
-            for name, listener in late:
-                self._catch_up(kept, name, listener)
-        if self._end is not None and self.done():
-            return
-        reader = self._reader
+                self._routes = None
+            for name, listener in late or ():
+                if reader is None or not self._catch_up(kept, reader.next, name, listener):
+                    with _ending:
+                        self._listeners.add(name, listener)
+                        self._routes = None
         if reader is None:
             reader = self._reader = kept.reader(_nothing)
         while True:
@@ -174,34 +176,27 @@ class Hearing(Ending):
                 self._finish()
                 return
 
-    def _catch_up(self, kept: Log, name: str, listener: Listener) -> None:
-        """A late listener hears first what is buffered and was already dispatched."""
-        reader = self._reader
-        stop = reader.next if reader is not None else 0
-        if self.done():
-            stop = kept.first + len(kept.records)
+    def _catch_up(self, kept: Log, stop: int, name: str, listener: Listener) -> bool:
+        """A late listener hears what is buffered and was already dispatched. True: it wanted one, and had it."""
         with kept.lock:
             first = kept.first
-            records = [kept.records[i] for i in range(min(stop - first, len(kept.records)))] if stop > first else []
-        heard = False
-        for offset, record in enumerate(records):
-            if heard and listener.once:
-                break
+            records = [kept.records[i] for i in range(max(0, min(stop - first, len(kept.records))))]
+        if first:
+            records.insert(0, (GAP, 0, "gap", records[0][3] if records else 0.0, (first,)))
+        for offset, record in enumerate(records, first - bool(first)):
             if name == "*" or record[2] == name:
-                heard = True
-                self._call_one(listener.fn, record, name == "*", first + offset)
-        if not (heard and listener.once):
-            with _ending:
-                if self._listeners is not None:
-                    self._listeners.add(name, listener)
-                self._routes = None
+                self._call_one(listener.fn, record, name == "*", offset)
+                if listener.once:
+                    return True
+        return False
 
     def _route(self, name: str) -> Any:
         """(listener, takes the Event, whose) for an event, in the order of their calls."""
         client = self._client._listeners
         version = self._client._listeners_version
-        if self._routes is None or self._routes_version != version:
-            self._routes = {}
+        routes = self._routes
+        if routes is None or self._routes_version != version:
+            routes = self._routes = {}
             self._routes_version = version
         route = []
         for listeners, mine in ((self._listeners, True), (client, False)):
@@ -210,7 +205,7 @@ class Hearing(Ending):
                 found += [(each, True, mine, "*") for each in listeners.by_name.get("*", ())]
                 found.sort(key=lambda entry: -entry[0].priority)
                 route += found
-        self._routes[name] = route
+        routes[name] = route
         return route
 
     def _call_listeners(self, record: Any, seq: int, index: int) -> None:
@@ -249,11 +244,11 @@ class Hearing(Ending):
             if star:
                 kept = self._log
                 attempt, first = kept.attempt_at(index) if kept is not None else (1, 0)
-                fn(event(self.id, attempt, seq or (0 if record[0] == GAP else index - first + 1), record))
+                fn(event(self._id, attempt, seq or (0 if record[0] == GAP else index - first + 1), record))
             else:
                 fn(*arguments(record))
         except BaseException:
             self._complain(fn, record[2])
 
     def _complain(self, fn: Callable[..., Any], name: str) -> None:
-        log.exception("listener %r failed at event %r of task %s", fn, name, self.id)
+        log.exception("listener %r failed at event %r of task %s", fn, name, self._id)

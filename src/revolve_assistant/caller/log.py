@@ -75,7 +75,7 @@ class Log:
     __slots__ = ("_bytes", "attempts", "ended", "first", "grant", "lock", "readers", "records", "want")
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # re-entered when the collector closes a reader in its midst
         self.records: deque[Any] = deque()
         self.first = 0  # index of records[0]
         self.readers: list[Reader] = []
@@ -98,7 +98,9 @@ class Log:
             readers = self.readers
             slowest = min((reader.next for reader in readers), default=end)
             if end - slowest > BEHIND and records[0][0] == PROGRESS:
+                before = len(records)
                 records = self._coalesce(records, max((reader.next for reader in readers), default=0))
+                size = size * len(records) // before
             kept += records
             self._bytes += size
             self._trim()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ..errors import TaskRestarted, UsageError
+from ..errors import TaskError, TaskRestarted, UsageError
 from ..event import ENDS, Event
-from .log import GAP, Reader, arguments, event
-from .waiting import wait, wait_async
+from .log import GAP, arguments, event
+from .waiting import wait_async
 
 if TYPE_CHECKING:
     from .task import Task
@@ -21,11 +22,12 @@ class _Stream:
 
     def __init__(self, task: Task[Any]) -> None:
         self._task = task
-        self._reader: Reader | None = None
         self._found: deque[Any] = deque()
-        self._over = False
+        self._over = False  # the end was delivered
+        self._closed = False
         self._rung = False
         self._wake: Callable[[], None] | None = None
+        self._reader = task._ensure_log().reader(_ringer(weakref.ref(self)))
 
     def __iter__(self) -> Any:
         return self
@@ -35,14 +37,12 @@ class _Stream:
 
     def close(self) -> None:
         """Stop reading; what comes is no longer kept for this iterator."""
-        self._over = True
+        self._closed = True
         self._found.clear()
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
+        self._reader.close()
 
     def __del__(self) -> None:
-        if self._reader is not None:
+        if hasattr(self, "_reader"):
             self._reader.close()
 
     def __enter__(self) -> Any:
@@ -55,8 +55,6 @@ class _Stream:
 
     def _take(self) -> bool:
         """Take what the log has; False: nothing yet."""
-        if self._reader is None:
-            self._reader = self._task._ensure_log().reader(self._ring)
         self._rung = False
         records = self._reader.take()
         if not records:
@@ -91,7 +89,10 @@ class _Stream:
     def _next(self) -> Any:
         while not self._found:
             if self._over:
-                self._task._wait_quietly()
+                if not self._closed:
+                    self._task._wait_quietly()
+                raise StopIteration
+            if self._closed:
                 raise StopIteration
             if not self._take():
                 self._task._refuse_blocking("events() would wait")
@@ -99,16 +100,33 @@ class _Stream:
         return self._found.popleft()
 
     def _wait(self, timeout: float | None) -> bool:
-        return wait(self._register, timeout)
+        return self._task._client._wait(self._task.id, self._has_rung, timeout, self._register)
+
+    def _has_rung(self) -> bool:
+        return self._rung
 
     async def _anext(self) -> Any:
         while not self._found:
             if self._over:
-                await self._task._wait_quietly_async()
+                if not self._closed:
+                    await self._task._wait_quietly_async()
+                raise StopAsyncIteration
+            if self._closed:
                 raise StopAsyncIteration
             if not self._take():
                 await wait_async(self._register)
         return self._found.popleft()
+
+
+def _ringer(stream: weakref.ref[_Stream]) -> Callable[[], None]:
+    """What wakes a stream without keeping it alive: one that is dropped no longer holds the task up."""
+
+    def ring() -> None:
+        alive = stream()
+        if alive is not None:
+            alive._ring()
+
+    return ring
 
 
 class Events(_Stream):
@@ -137,7 +155,7 @@ class Events(_Stream):
         """The next event; None when none came within `timeout` seconds. Raises StopIteration after the end."""
         deadline = None if timeout is None else monotonic() + timeout
         while True:
-            if not self._found and not self._over and not self._take():
+            if not (self._found or self._over or self._closed or self._take()):
                 rest = None if deadline is None else deadline - monotonic()
                 if rest is not None and rest <= 0:
                     return None
@@ -153,8 +171,7 @@ class Events(_Stream):
         name = record[2]
         if name in ENDS and record[0] < 0:
             self._over = True
-            if self._reader is not None:
-                self._reader.close()
+            self._reader.close()
         elif self._names and name not in self._names and record[0] != GAP:
             return None
         return event(self._task.id, attempt, seq, self._task._materialize(record))
@@ -179,6 +196,9 @@ class Items(_Stream):
 
     def _pick(self, found: Any) -> tuple[bool, Any]:
         attempt, _, record = found
+        if record[0] == GAP:
+            self.close()
+            raise TaskError(f"{record[4][0]} events of task {self._task.id} were trimmed before they were read")
         if record[0] < 0:
             if record[2] in ENDS:
                 self._over = True

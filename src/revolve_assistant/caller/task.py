@@ -64,6 +64,7 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
     _messages: list[tuple[str, Any]] | None = None  # sent before the engine had it
     _timer: Any = None  # of its delay, or of its next attempt
     _stopping = False
+    _noted = False
     _unique: str | None = None
 
     def __init__(self, client: Client, parcel: Parcel, options: Options) -> None:
@@ -71,7 +72,15 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
         self._parcel: Parcel | None = parcel
         self._function = parcel.work.function if parcel.work is not None else None
         self._options = options
-        self.id: str = parcel.id
+        self._id: str = parcel.id
+
+    @property
+    def id(self) -> str:
+        """32 hexadecimal digits; who knows it can `attach` while anybody holds the task."""
+        if not self._noted:
+            self._noted = True
+            self._client._known[self._id] = self
+        return self._id
 
     # --- the future
 

@@ -7,7 +7,7 @@ from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 Register = Callable[[Callable[[], None]], Callable[[], None]]
 """Takes a wake-up to call once from any thread (perhaps at once), returns how to take it back."""
@@ -53,7 +53,7 @@ async def wait_async(register: Register) -> None:
     loop = asyncio.get_running_loop()
     bell = _bells.get(loop)
     if bell is None:
-        bell = _bells[loop] = _Bell(loop.call_soon_threadsafe)
+        bell = _bells[loop] = _Bell(loop)
     future = loop.create_future()
     ring = bell.ring
     forget = register(lambda: ring(future))
@@ -78,10 +78,10 @@ def in_trio() -> bool:
 class _Bell:
     """Wakes the futures of one event loop: one thread crossing for all that are woken before the loop looks."""
 
-    __slots__ = ("_call_soon", "_rung", "_woken")
+    __slots__ = ("_loop", "_rung", "_woken")
 
-    def __init__(self, call_soon: Callable[..., Any]) -> None:
-        self._call_soon = call_soon
+    def __init__(self, loop: Any) -> None:
+        self._loop = ref(loop)
         self._woken: deque[Any] = deque()
         self._rung = False
 
@@ -89,8 +89,10 @@ class _Bell:
         self._woken.append(future)
         if not self._rung:
             self._rung = True
+            loop = self._loop()
             try:
-                self._call_soon(self._answer)
+                if loop is not None:
+                    loop.call_soon_threadsafe(self._answer)
             except RuntimeError:  # the loop is closed: nobody waits any more
                 self._woken.clear()
 

@@ -112,8 +112,7 @@ class Ladder:
                 if child.kind == "plain":
                     child.words[at.RAISE] = job.seq
                     child.signal(signal.SIGINT)
-                else:
-                    supervisor.tell(child, (INTERRUPT, job.seq))
+                supervisor.tell(child, (INTERRUPT, job.seq))
             elif child.kind == "async" and rung == 2:
                 child.blocked = True  # no new coroutines; the others may end
                 self._when_alone(job, monotonic() + ALONE)

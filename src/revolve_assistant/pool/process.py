@@ -66,6 +66,7 @@ class ChildProcess:
         "frames",
         "functions",
         "given",
+        "heard",
         "incoming",
         "jobs",
         "kind",
@@ -104,6 +105,7 @@ class ChildProcess:
         self.dead = False
         self.setup_error: bytes | None = None
         self.frames = 0  # frames received
+        self.heard = 0.0  # when the last frame came, monotonic seconds
         self.peeked = 0  # records of the next frame that were read ahead, from the board
         self.check: Any = None  # the timer of the next look at the board
         self.stopped_ticks = 0

@@ -353,6 +353,7 @@ class Supervisor(Engine):
             if mask & ~WRITE:
                 records, size, closed = child.read()
                 if records:
+                    child.heard = monotonic()
                     self.take(child, records, size)
                 if closed:
                     self.pump.forget(child.tasks.fileno())

@@ -53,6 +53,8 @@ class Watch:
                 supervisor.take(child, records, size)
             if child.kind == "plain" and child.jobs:
                 again = self._look_at_running(child) or again
+            # a record held just after the last frame may be younger than this look
+            again = again or monotonic() < child.heard + LOOK
             if again and child.check is None:
                 self.look_at(child)
         supervisor.deliver()
