@@ -27,10 +27,13 @@ from typing import Any
 
 import _work
 from _measure import Line, in_turn, percentile, quietness, seconds, table
+
 from revolve_assistant import Client
 
 SPAWN = multiprocessing.get_context("spawn")
 MIB = 1 << 20
+HEAVY = ("redis", "hiredis", "pymemcache", "greenstalk", "httpx", "watchfiles", "dask", "ray", "numpy", "rich",
+         "cloudpickle", "asyncio", "trio")  # fmt: skip
 COLD = str(Path(__file__).with_name("_cold.py"))
 
 
@@ -120,7 +123,8 @@ def cold(rounds: int) -> Iterator[Line]:
 
     for where in ("module", "main"):
         program("ours", where), program("peer", where)
-        found = in_turn(3 * rounds, lambda where=where: program("ours", where), lambda where=where: program("peer", where))
+        both = [lambda where=where, who=who: program(who, where) for who in ("ours", "peer")]
+        found = in_turn(3 * rounds, *both)
         for part, what in enumerate(("first result of a cold pool", "the whole program, start to exit")):
             ours, peer = ([each[part] for each in values] for values in found)
             goal = ("<=", 1.2) if part == 0 else None
@@ -131,13 +135,13 @@ def cold(rounds: int) -> Iterator[Line]:
 
 
 @contextmanager
-def peer_process(target: Callable[..., Any], orders_and_out: Any) -> Iterator[Callable[[Any], None]]:
-    """A process that waits for orders; yields what sends it one."""
-    here, there = SPAWN.Pipe()
-    process = SPAWN.Process(target=target, args=(there, orders_and_out))
+def peer_process(target: Callable[..., Any], out: Any) -> Iterator[Callable[[Any], None]]:
+    """A process that waits for orders and answers to `out`; yields what sends it one."""
+    near, far = SPAWN.Pipe()
+    process = SPAWN.Process(target=target, args=(far, out))
     process.start()
-    yield here.send
-    here.send(None)
+    yield near.send
+    near.send(None)
     process.join()
 
 
@@ -159,7 +163,10 @@ def events(rounds: int) -> Iterator[Line]:
     incoming, outgoing = SPAWN.Pipe(duplex=False)
     with Client(max_workers=2) as client, SPAWN.Manager() as manager:
         managed = manager.Queue()
-        with peer_process(_work.pipe_peer, outgoing) as order, peer_process(_work.manager_peer, managed) as order_managed:
+        with (
+            peer_process(_work.pipe_peer, outgoing) as order,
+            peer_process(_work.manager_peer, managed) as order_managed,
+        ):
 
             def ours() -> float:
                 heard: list[int] = []
@@ -180,9 +187,8 @@ def events(rounds: int) -> Iterator[Line]:
             def pipe() -> float:
                 start = time.perf_counter()
                 order((count, 0))
-                heard: list[Any] = []
-                for _ in range(count):
-                    heard.append(incoming.recv())
+                heard = [incoming.recv() for _ in range(count)]
+                del heard
                 return time.perf_counter() - start
 
             def through_manager() -> float:
@@ -260,17 +266,22 @@ def bytes_(rounds: int) -> Iterator[Line]:
         def one_by_one(executor: Any) -> float:
             return seconds(lambda: [executor.submit(_work.echo, data).result() for _ in range(count)])
 
-        for executor in (client, pool):
-            gather(executor, _work.echo, repeat(data, 8))
+        moved = 2 * count
+
+        def one_at_a_time(when: str) -> Line:
+            a, b = in_turn(rounds, lambda: one_by_one(client), lambda: one_by_one(pool))
+            what = f"1 MiB in and out, one at a time, {when}; PPE"
+            return Line("bytes", what, "MiB/s", rates(moved, a), rates(moved, b), (">=", 1))
+
+        one_by_one(client), one_by_one(pool)
+        yield one_at_a_time("at first")
         a, b = in_turn(
             rounds,
             lambda: seconds(lambda: gather(client, _work.echo, repeat(data, count))),
             lambda: seconds(lambda: gather(pool, _work.echo, repeat(data, count))),
         )
-        moved = 2 * count
         yield Line("bytes", "1 MiB in and out, 64 at once; PPE", "MiB/s", rates(moved, a), rates(moved, b), (">=", 1))
-        a, b = in_turn(rounds, lambda: one_by_one(client), lambda: one_by_one(pool))
-        yield Line("bytes", "1 MiB in and out, one at a time; PPE", "MiB/s", rates(moved, a), rates(moved, b), (">=", 1))
+        yield one_at_a_time("after that")
 
 
 def arrays(rounds: int) -> Iterator[Line]:
@@ -386,11 +397,11 @@ def slow(_rounds: int) -> Iterator[Line]:
             samples.clear()
             sample()
             took = seconds(run)
-            early = max(samples[: len(samples) // 10])
+            half = len(samples) // 2
             note = f"{name}: {count / took:,.0f} events/s"
             yield Line("slow", f"a million events to {name}: growth", "MB", [max(samples) - samples[0]], note=note)
-            late = max(samples) - early
-            yield Line("slow", "  … after the first tenth", "MB", [late], goal=("<=", 4))
+            late = max(samples[half:]) - max(samples[:half])
+            yield Line("slow", "  … of it in the second half", "MB", [late], goal=("<=", 4))
 
 
 def import_(rounds: int) -> Iterator[Line]:
@@ -402,13 +413,12 @@ def import_(rounds: int) -> Iterator[Line]:
         bare, ours = in_turn(max(20, rounds), lambda: start("pass"), lambda code=code: start(code))
         over = [a - b for a, b in zip(ours, bare, strict=True)]
         yield Line("import", f"{code}, over bare python", "ms", over, goal=("<=", 40))
-    heavy = "redis hiredis pymemcache greenstalk httpx watchfiles dask ray numpy rich cloudpickle asyncio trio".split()
     code = (
         "import sys; from revolve_assistant import Client; "
-        f"c = Client(max_workers=2); print(*(each for each in {heavy!r} if each in sys.modules))"
+        f"c = Client(max_workers=2); print(*(each for each in {HEAVY!r} if each in sys.modules))"
     )
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    note = "loaded by a Client: " + (", ".join(found) or "none of " + ", ".join(heavy))
+    note = "loaded by a Client: " + (", ".join(found) or "none of " + ", ".join(HEAVY))
     yield Line("import", "libraries loaded that only some need", "", [len(found)], goal=("<=", 0), note=note)
 
 
@@ -431,8 +441,6 @@ def switches(pid: int) -> int:
 
 def idle(_rounds: int) -> Iterator[Line]:
     span = 10.0
-    measure = threading.get_native_id()
-    del measure
     with Client(max_workers=2) as client:
         gather(client, _work.noop, range(2000))
         time.sleep(1.5)  # the watch over busy children ends by itself
@@ -449,9 +457,7 @@ def idle(_rounds: int) -> Iterator[Line]:
             peers = [pid for pid in peers if "resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_text()]
             for kind, bound in (("Rss", 25), ("Anonymous", None), ("Pss", None)):
                 a, b = ([_work.memory_of(pid)[kind] / 1e6 for pid in pids] for pids in (ours, peers))
-                note = "the goal is for MB, not for the ratio" if bound else ""
-                line = Line("idle", f"a child's {kind}; PPE spawn", "MB", a, b, note=note)
-                yield line
+                yield Line("idle", f"a child's {kind}; PPE spawn", "MB", a, b)
                 if bound:
                     yield Line("idle", f"a child's {kind}", "MB", [statistics.median(a)], goal=("<=", bound))
 
@@ -500,8 +506,8 @@ def main() -> int:
     rows = options.rows or list(ROWS)
     if unknown := [row for row in rows if row not in ROWS]:
         parser.error(f"unknown row {unknown[0]!r}: choose from {', '.join(ROWS)}")
-    for name in ("REVOLVE_URL", "PYTHONDONTWRITEBYTECODE"):  # children are to find compiled modules, as installed ones do
-        os.environ.pop(name, None)
+    os.environ.pop("REVOLVE_URL", None)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # children are to find compiled modules, as those of a user do
     lines: list[Line] = []
     machine: dict[str, Any] = {}
     for row in rows:
@@ -513,7 +519,8 @@ def main() -> int:
         print(json.dumps({"lines": [line.as_dict() for line in lines], "machine": machine}, indent=1))
     else:
         names = ("revolve-assistant", "msgspec", "joblib", "loky", "numpy")
-        print(time.strftime("%Y-%m-%d %H:%M"), platform.python_version(), *(f"{n} {version(n)}" for n in names), sep=", ")
+        versions = [f"{name} {version(name)}" for name in names]
+        print(time.strftime("%Y-%m-%d %H:%M"), platform.python_version(), *versions, sep=", ")
         print(table(lines))
         busy = ", ".join(f"{row} {each['others']:.1f}" for row, each in machine.items())
         print(f"{options.rounds} rounds; CPUs that others kept busy meanwhile (of {os.cpu_count()}): {busy}")

@@ -25,7 +25,7 @@ class Parcel:
     """One task on its way to be run.
 
     `owner` is opaque to the engine and handed back to the sink in every report. `attempt` counts from 1. The payload
-    of a `chunk` is a list of argument tuples, each of which ends by itself.
+    of a `chunk` is a list of argument tuples, each of which ends by itself: 1: each pickled alone, 2: all in one.
     The slots below the line belong to the engine that holds the parcel, and to nobody else.
     """
 
@@ -56,7 +56,7 @@ class Parcel:
         priority: int = 0,
         delay: float = 0.0,
         attempt: int = 1,
-        chunk: bool = False,
+        chunk: int = 0,
     ) -> None:
         self.id = id
         self.work: Any = work  # wire.carry.Work

@@ -52,9 +52,10 @@ def clients() -> Iterator[dict[str, Client]]:
         "inline": Client("inline://"),
     }
     for name in ("process", "thread"):  # all their children and threads are there before the first test
-        tasks = [made[name].submit(each) for each in (hold, hold, *([hold_async] if name == "process" else []))]
-        for task in tasks:
-            next(task.events("started"))
+        tasks = []
+        for each in (hold, hold, *([hold_async] if name == "process" else [])):
+            tasks.append(made[name].submit(each))
+            next(tasks[-1].events("started"))
         for task in tasks:
             task.send("go")
             task.result()

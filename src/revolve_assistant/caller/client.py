@@ -131,6 +131,7 @@ class Client(concurrent.futures.Executor):
             raise Unsupported("this engine carries its events itself: leave messenger out")
         self._live = self._engine.traits.live
         self._dispatcher = Dispatcher()
+        self._dispatcher.pump = None if self._live else self._engine.pump
         self._listeners: Listeners | None = None
         self._listeners_version = 0
         self._tasks: dict[str, Task[Any]] = {}
@@ -269,7 +270,7 @@ class Client(concurrent.futures.Executor):
             priority=old.priority,
             attempt=old.attempt + 1,
         )
-        old.owner = None
+        old.owner = old._ = None
         task._parcel = parcel
         self._later(task, delay)
 
@@ -526,6 +527,7 @@ class Client(concurrent.futures.Executor):
         self._uniques, self._heavy, self._maps, self._drained = {}, {}, set(), []
         if not self._closed and not self._shut and self._reopen:
             self._engine = self._make()
+            self._dispatcher.pump = None if self._live else self._engine.pump
             self._finalizer = weakref.finalize(self, _abandon, self._engine, self._dispatcher)
             self._finalizer.atexit = False
         for task in tasks:
@@ -543,6 +545,8 @@ def _engine(
     if url is None:
         url = os.environ.get("REVOLVE_URL") or "process://"
     if isinstance(url, concurrent.futures.Executor):
+        if max_workers is not None or initializer is not None:
+            raise UsageError("an executor brings its own workers: leave max_workers and initializer out")
         from ..providers.executor import Engine as ExecutorEngine
 
         return ExecutorEngine(url, **options)

@@ -7,8 +7,10 @@ import threading
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
+LEAD = 1.0  # seconds without a call after which the thread goes to sleep
 log = logging.getLogger("revolve_assistant")
 
 
@@ -27,6 +29,9 @@ class Dispatcher:
         self._stopped = False
         self._busy = False
         self.thread: threading.Thread | None = None
+        self._called = 0.0  # when the last call ended, monotonic seconds
+        self._leading: Callable[[], None] | None = None
+        self.pump: Any = None  # of the engine: while it has nothing to call, the thread may do the pump's work
         self.call_soon: Callable[[Callable[[], None]], Any] | None = None  # of an event loop
         self.loop_thread: int | None = None
 
@@ -47,6 +52,8 @@ class Dispatcher:
             return
         if self.thread is None:
             self._start()
+        elif (wake := self._leading) is not None:
+            wake()
         elif self._asleep:
             self._wake()
 
@@ -77,6 +84,9 @@ class Dispatcher:
                 self.thread.start()
 
     def _wake(self) -> None:
+        wake = self._leading
+        if wake is not None:
+            wake()
         try:
             self._bell.release()
         except RuntimeError:
@@ -85,8 +95,12 @@ class Dispatcher:
     def _run(self) -> None:
         calls = self._calls
         while True:
-            while calls:
-                self._call(calls.popleft())
+            if calls:
+                while calls:
+                    self._call(calls.popleft())
+                self._called = monotonic()
+            if self._lead():
+                continue
             self._asleep = True
             if not calls:
                 with self._lock:
@@ -95,6 +109,26 @@ class Dispatcher:
                         return
                 self._bell.acquire()
             self._asleep = False
+
+    def _lead(self) -> bool:
+        """Wait for calls by doing the pump's work, for a while after the last call: events come with one wake-up less.
+
+        A listener that takes its time holds nobody up: the pump's own thread goes on 1 ms later.
+        """
+        pump = self.pump
+        if pump is None or self._stopped or monotonic() - self._called > LEAD:
+            return False
+        return bool(pump.lead(self._due, LEAD, self._listen))
+
+    def _due(self) -> bool:
+        return bool(self._calls) or self._stopped
+
+    def _listen(self, wake: Callable[[], None]) -> Callable[[], None]:
+        self._leading = wake
+        return self._deaf
+
+    def _deaf(self) -> None:
+        self._leading = None
 
     def _drain(self) -> None:
         with self._lock:

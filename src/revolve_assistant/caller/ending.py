@@ -182,7 +182,7 @@ class Ending:
                 waiter.add_exception(self)
         parcel = self._parcel
         if parcel is not None:
-            parcel.owner = None
+            parcel.owner = parcel._ = None  # no cycles: the arguments go now
             self._parcel = None
         return wakes, callbacks
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from time import time
+from collections.abc import Callable
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
 from ..engine import Parcel
 from ..errors import TaskCancelled, UsageError
+from ..event import Progress
 from ..pool.reports import PROGRESS
 from .ending import _ending
 from .options import PLAIN
@@ -32,13 +34,23 @@ class Group(Task[list[Any]]):
         self.members = tuple(members)
         self._name = f"group of {len(members)}"
         self._open = len(members)
+        self._sum = 0.0  # of the members' fractions
+        self._fractions: dict[str, float] = {}
+        self._due = 0.0  # monotonic seconds of the next progress
         client._tasks[self.id] = self
         self._take_start("group", time())
         if not members:
             self._over()
         for member in members:
-            member.add_listener("progress", self._moved)
+            member.add_listener("progress", self._hears(member))
             member.add_done_callback(self._member_ended)
+
+    def _hears(self, member: Task[Any]) -> Callable[..., None]:
+        def hear(progress: Any = None, *_: Any) -> None:
+            if isinstance(progress, Progress) and progress.fraction is not None:
+                self._moved(member, progress.fraction)
+
+        return hear
 
     @property
     def name(self) -> str:
@@ -61,20 +73,25 @@ class Group(Task[list[Any]]):
         taken = [member.send(name, *args) for member in self.members]
         return any(taken)
 
-    def _moved(self, *_: Any) -> None:
-        parts = sum(
-            1.0 if m._end is not None else (m._progress.fraction or 0.0) if m._progress else 0.0 for m in self.members
-        )
-        total = len(self.members)
-        done = sum(member._end is not None for member in self.members)
-        record = [PROGRESS, 0, "progress", time(), min(1.0, parts / total) if total else 1.0, done, total, None]
+    def _moved(self, member: Task[Any], fraction: float) -> None:
+        """A member got on: add what it gained to the sum; tell at most 20 times a second, and at the end."""
+        with _ending:
+            self._sum += fraction - self._fractions.get(member._id, 0.0)
+            self._fractions[member._id] = fraction
+            total = len(self.members)
+            done = total - self._open
+            now = monotonic()
+            if now < self._due and done < total:
+                return
+            self._due = now + 0.05
+            record = [PROGRESS, 0, "progress", time(), min(1.0, self._sum / total), done, total, None]
         self._take_events([record], 64)
 
-    def _member_ended(self, _member: Task[Any]) -> None:
+    def _member_ended(self, member: Task[Any]) -> None:
         with _ending:
             self._open -= 1
             last = self._open == 0
-        self._moved()
+        self._moved(member, 1.0)
         if last:
             self._over()
 

@@ -43,9 +43,7 @@ class Reader:
             if self.next < log.first:
                 missing = log.first - self.next
                 self.next = log.first
-                found.append(
-                    (GAP, 0, "gap", log.records[0][3] if log.records else 0.0, (missing,), log.attempt_at(log.first))
-                )
+                found.append((GAP, 0, "gap", log.records[0][3] if log.records else 0.0, (missing,)))
             start = self.next - log.first
             records = log.records
             stop = min(len(records), start + limit)

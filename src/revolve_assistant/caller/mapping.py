@@ -11,7 +11,10 @@ running item alone; the rest goes to another child; and what waits behind a slow
 from __future__ import annotations
 
 from _thread import allocate_lock
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
+from itertools import chain
+from pickle import dumps
+from threading import RLock
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +23,22 @@ import msgspec
 from ..engine import Parcel
 from ..errors import ClientClosed, NotCarriable, TaskCancelled, UsageError
 from ..pool.reports import (
+    ITEM_ERROR,
+    ITEM_PLAIN,
     REPORT_CANCELLED,
+    REPORT_EVENTS,
     REPORT_FAILED,
-    REPORT_ITEM,
+    REPORT_ITEMS,
     REPORT_LOST,
     REPORT_RAISED,
+    REPORT_STARTED,
     REPORT_SUCCEEDED,
     REPORT_TRIMMED,
+    REPORT_WANT,
 )
-from ..wire.carry import Work, pack, unpack
+from ..wire.carry import ATOMS, Work, pack, unpack
 from ..wire.remote import not_rebuilt
-from ..wire.share import collecting
+from ..wire.share import collecting, handles
 from .options import PLAIN, Options
 
 if TYPE_CHECKING:
@@ -41,34 +49,33 @@ TARGET = 0.02  # seconds that a chunk shall take
 MAX_CHUNK = 4096  # items
 HEAVY = 1 << 20  # bytes of payload in a chunk, at most, unless one item alone has more
 _EMPTY = object()
+_WHOLE: Any = ()  # marks a work whose payload is one pickle of all items
 
 
 class Chunk:
-    """Some consecutive items on their way; owner of their parcel."""
+    """Some items on their way; owner of their parcel. They end in order: `done` of them have."""
 
-    __slots__ = ("indices", "mapping", "open")
+    __slots__ = ("done", "indices", "mapping", "stop")
 
-    def __init__(self, mapping: Mapping, indices: list[int]) -> None:
+    def __init__(self, mapping: Mapping, indices: Sequence[int]) -> None:
         self.mapping = mapping
         self.indices = indices
-        self.open = set(range(len(indices)))  # positions that have not ended
+        self.done = 0
+        self.stop = len(indices)  # the items from here on were taken back
 
     def take(self, report: tuple[Any, ...]) -> None:
         self.mapping.take(self, report)
 
 
 class Mapping:
-    """One running `map`."""
+    """One running `map`. Items are pickled when their chunk is cut, by the thread that cuts it."""
 
-    def __init__(
-        self, client: Client, fn: Callable[..., Any], items: list[tuple[Any, ...]], chunksize: int | None
-    ) -> None:
+    def __init__(self, client: Client, fn: Callable[..., Any], items: list[Any], chunksize: int | None) -> None:
         self.client = client
         self.function = client._carrier.function(fn)
         self.chunksize = chunksize
-        self.packed: list[bytes | None] = []
-        self.results: list[Any] = [_EMPTY] * len(items)  # packed result, or a ready exception
-        self.shares: dict[str, None] = {}
+        self.items = items  # argument tuples; None once their end is known
+        self.results: list[Any] = [_EMPTY] * len(items)  # a child's record, or a `_Failed`
         self.next = 0  # first item not yet given to the engine
         self.again: list[int] = []  # items taken back
         self.seconds = 0.0  # an item takes, by the last chunks
@@ -77,22 +84,8 @@ class Mapping:
         self.bell = allocate_lock()
         self.bell.acquire()
         self.awaited = -1
-        self.lock = allocate_lock()
+        self.lock = RLock()
         self.stopped = False
-        with collecting() as keys:
-            for index, item in enumerate(items):
-                try:
-                    payload, buffers = pack(item, "argument")
-                    if buffers:
-                        import pickle
-
-                        payload = pickle.dumps(item, 5)
-                    self.packed.append(payload)
-                except NotCarriable as error:
-                    self.packed.append(None)
-                    self.results[index] = error
-                    self.missing -= 1
-            self.shares = dict.fromkeys(keys)
         self.workers = client._engine.max_workers
 
     def start(self) -> None:
@@ -101,47 +94,72 @@ class Mapping:
 
     def feed(self) -> None:
         """Give the engine one more chunk, if there is anything left."""
-        with self.lock:
-            chunk = None if self.stopped else self._cut()
-            if chunk is None:
-                return
-            packed = [self.packed[index] for index in chunk.indices]
-        work = Work(self.function, _encode(packed), None, tuple(self.shares))
         client = self.client
-        parcel = Parcel(f"{client._prefix}{next(client._number):012x}", work=work, owner=chunk, chunk=True)
-        self.chunks[parcel.id] = (chunk, monotonic())
+        with self.lock:
+            if self.stopped:
+                return
+            indices = self._cut()
+            if not indices:
+                return
+            work, indices = self._carry(indices)
+            chunk = Chunk(self, indices)
+            parcel = Parcel(
+                f"{client._prefix}{next(client._number):012x}",
+                work=work,
+                owner=chunk,
+                chunk=2 if work.live is _WHOLE else 1,
+            )
+            self.chunks[parcel.id] = (chunk, monotonic())
         from .client import _sink
 
         client._engine.submit((parcel,), _sink)
 
-    def _cut(self) -> Chunk | None:
+    def _cut(self) -> Sequence[int]:
+        """The items of the next chunk."""
         if self.again:
             indices = self.again[:MAX_CHUNK]
             del self.again[: len(indices)]
-            return Chunk(self, indices)
-        total = len(self.packed)
-        while self.next < total and self.packed[self.next] is None:
-            self.next += 1
-        left = total - self.next
+            return indices
+        left = len(self.items) - self.next
         if left <= 0:
-            return None
+            return ()
         if self.chunksize is not None:
             size = self.chunksize
         elif not self.seconds:
             size = 1
         else:
             size = max(1, min(int(TARGET / self.seconds), MAX_CHUNK, -(-left // (2 * self.workers))))
-        indices = []
+        indices_ = range(self.next, self.next + min(size, left))
+        self.next += len(indices_)
+        return indices_
+
+    def _carry(self, indices: Sequence[int]) -> tuple[Work, Sequence[int]]:
+        """The chunk's work, and those of its items that can travel. What cannot ends here, alone."""
+        items = self.items
+        chosen = items[indices[0] : indices[-1] + 1] if isinstance(indices, range) else [items[i] for i in indices]
+        if ATOMS.issuperset(map(type, chain.from_iterable(chosen))):
+            return Work(self.function, dumps(chosen, 5), live=_WHOLE), indices
+        packed: list[bytes] = []
+        kept: list[int] = []
         weight = 0
-        while self.next < total and len(indices) < size:
-            payload = self.packed[self.next]
-            if payload is not None:
+        with collecting() as keys:
+            for position, item in enumerate(chosen):
+                index = indices[position]
+                try:
+                    payload, buffers = pack(item, "argument")
+                except NotCarriable as error:
+                    self._put(index, _Failed(error))
+                    continue
+                if buffers:
+                    payload = dumps(item, 5)
                 weight += len(payload)
-                if indices and weight > HEAVY:
+                if kept and weight > HEAVY:
+                    self.again = [*indices[position:], *self.again]
                     break
-                indices.append(self.next)
-            self.next += 1
-        return Chunk(self, indices)
+                packed.append(payload)
+                kept.append(index)
+            shares = handles(keys)
+        return Work(self.function, _encode(packed), None, shares), kept
 
     # --- the engine's reports, on its thread
 
@@ -149,74 +167,73 @@ class Mapping:
         self._take(chunk, report)
         if (self.stopped or not self.missing) and not self.chunks:
             self._over()
+        awaited = self.awaited
+        if awaited >= 0 and self.results[awaited] is not _EMPTY:
+            self._ring()
 
     def _take(self, chunk: Chunk, report: tuple[Any, ...]) -> None:
         kind = report[1]
-        if kind == REPORT_ITEM:
-            self._end(chunk, report[2], report[3], report[4])
+        if kind == REPORT_ITEMS:
+            indices, results, done = chunk.indices, self.results, chunk.done
+            for record in report[2]:
+                if record[2] == done:  # always, but for what a dead child's board repeats
+                    results[indices[done]] = record
+                    done += 1
+            self.missing -= done - chunk.done
+            chunk.done = done
+            chunk.stop = max(chunk.stop, done)
             return
         if kind == REPORT_TRIMMED:
-            back = [position for position in chunk.open if position >= report[2]]
-            with self.lock:
-                self.again += sorted(chunk.indices[position] for position in back)
-            chunk.open.difference_update(back)
+            self._back(chunk, max(report[2], chunk.done))
             for _ in range(self.workers):
                 self.feed()
             return
-        parcel = report[0]
-        if kind == REPORT_SUCCEEDED:
-            _, began = self.chunks.pop(parcel.id)
-            done = len(chunk.indices) - len(chunk.open)
-            if done:
-                seconds = (report[3] or (monotonic() - began)) / done
-                self.seconds = max(1e-7, (self.seconds + seconds) / 2 if self.seconds else seconds)
-            self._back(chunk)
-            self.feed()
+        if kind == REPORT_STARTED or kind == REPORT_EVENTS:
             return
-        if kind == REPORT_LOST:
-            self.chunks.pop(parcel.id, None)
-            item = report[3] if len(report) > 3 else 0
-            if item in chunk.open:
-                self._put(chunk, item, report[2])
-            self._back(chunk)
-            self.feed()
+        if kind == REPORT_WANT:  # nobody listens to the items of a map: what they say is taken at once
+            self.client._engine.grant(report[0])
+            return
+        parcel = report[0]
+        parcel.owner = parcel._ = None
+        _, began = self.chunks.pop(parcel.id, (chunk, 0.0))
+        if kind == REPORT_SUCCEEDED:
+            if chunk.done:
+                seconds = (report[3] or (monotonic() - began)) / chunk.done
+                self.seconds = max(1e-7, (self.seconds + seconds) / 2 if self.seconds else seconds)
+        elif kind == REPORT_LOST:
+            if len(report) > 3 and chunk.done <= report[3] < chunk.stop:
+                self._put(chunk.indices[chunk.done], _Failed(report[2]))
+                chunk.done += 1
         elif kind in (REPORT_RAISED, REPORT_FAILED, REPORT_CANCELLED):
-            self.chunks.pop(parcel.id, None)
             if kind == REPORT_FAILED:
                 from ..wire.remote import unpack_error
 
                 error: BaseException = unpack_error(report[2])
             else:
                 error = report[2] if kind == REPORT_RAISED else TaskCancelled("the map was stopped")
-            for position in sorted(chunk.open):
-                self._put(chunk, position, error)
-            self.feed()
+            for position in range(chunk.done, chunk.stop):
+                self._put(chunk.indices[position], _Failed(error))
+            chunk.done = chunk.stop
+        self._back(chunk, chunk.done)
+        items, indices = self.items, chunk.indices
+        if isinstance(indices, range):
+            items[indices[0] : indices[0] + chunk.done] = [None] * chunk.done
+        else:
+            for index in indices[: chunk.done]:
+                items[index] = None
+        self.feed()
 
-    def _back(self, chunk: Chunk) -> None:
-        """What the chunk did not get to is due again."""
-        if chunk.open:
+    def _back(self, chunk: Chunk, first: int) -> None:
+        """The items from position `first` on are due again."""
+        if first < chunk.stop:
             with self.lock:
-                self.again += sorted(chunk.indices[position] for position in chunk.open)
-            chunk.open.clear()
+                self.again += chunk.indices[first : chunk.stop]
+            chunk.stop = first
 
-    def _end(self, chunk: Chunk, position: int, payload: bytes | None, error: bytes | None) -> None:
-        if position in chunk.open:
-            chunk.open.discard(position)
-            index = chunk.indices[position]
-            self.packed[index] = None
-            self.results[index] = payload if error is None else (error,)
-            self.missing -= 1
-            if index == self.awaited:
-                self._ring()
-
-    def _put(self, chunk: Chunk, position: int, error: BaseException) -> None:
-        chunk.open.discard(position)
-        index = chunk.indices[position]
-        self.packed[index] = None
-        self.results[index] = error
+    def _put(self, index: int, result: Any) -> None:
+        self.items[index] = None
+        self.results[index] = result
         self.missing -= 1
-        if index == self.awaited:
-            self._ring()
 
     def _ring(self) -> None:
         if self.bell.locked():
@@ -247,26 +264,28 @@ class Mapping:
                 if self.stopped and results[index] is _EMPTY:
                     raise ClientClosed("the client was closed before the item ended")
             self.awaited = -1
-        value = results[index]
+        record = results[index]
         results[index] = None
-        kind = type(value)
-        if kind is bytes:
-            try:
-                return unpack(value)
-            except BaseException as problem:
-                return _Failed(not_rebuilt(self.function.name, problem))
-        if kind is tuple:
+        if type(record) is _Failed:
+            return record
+        kind, value = record[0], record[3]
+        if kind == ITEM_PLAIN:
+            return value
+        if kind == ITEM_ERROR:
             from ..wire.remote import unpack_error
 
-            return _Failed(unpack_error(value[0]))
-        return _Failed(value)
+            return _Failed(unpack_error(value))
+        try:
+            return unpack(value)
+        except BaseException as problem:
+            return _Failed(not_rebuilt(self.function.name, problem))
 
     def stop(self) -> None:
         """Cancel what has not started; what runs is stopped at its next item."""
         with self.lock:
             self.stopped = True
             self.again.clear()
-            self.next = len(self.packed)
+            self.next = len(self.items)
         for id in list(self.chunks):
             self.client._engine.trim(id)
         if not self.chunks:
@@ -318,9 +337,16 @@ def run_map(
 
 def _from_mapping(mapping: Mapping, count: int, deadline: float | None, errors: str) -> Generator[Any, None, None]:
     index = 0
-    get, raises = mapping.get, errors == "raise"
+    get, results, raises = mapping.get, mapping.results, errors == "raise"
     try:
         while index < count:
+            record = results[index]
+            if type(record) is list and record[0] == ITEM_PLAIN:
+                results[index] = None
+                index += 1
+                yield record[3]
+                continue
+            del record
             box = [get(index, deadline)]
             index += 1
             if type(box[0]) is _Failed:

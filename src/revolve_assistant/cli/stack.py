@@ -10,9 +10,7 @@ from .flags import Command
 def main(argv: list[str]) -> int:
     """Print the live stacks of one task's process. 1 when no such task runs here."""
     parser = Command("stack", "Show the live stacks of a running task: of any process of this user on this machine.")
-    parser.add_argument(
-        "id", metavar="ID", help="the task's id, as `task.id`, `revolve run --json` and `revolve top` show it"
-    )
+    parser.add_argument("id", metavar="ID", help="the task's id, as `task.id` and `revolve run --json` show it")
     args = parser.read(argv)
     from ..pool.stacks import find_and_dump
 

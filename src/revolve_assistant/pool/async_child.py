@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterable
 from time import monotonic_ns
 from typing import Any
@@ -26,6 +27,8 @@ class AsyncChild(Child):
         super().__init__(*args)
         self.newest = 0
         self.flagged: set[int] = set()
+        self.captured: set[int] = set()
+        self.capture: Any = None  # the process-wide capture, once a task has asked for it
         self.interrupted: set[int] = set()
         self.running: dict[int, asyncio.Task[None]] = {}
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -81,6 +84,24 @@ class AsyncChild(Child):
         await done.wait()
         loop.remove_reader(self.tasks.fileno())
 
+    def _begin_capture(self, seq: int) -> None:
+        """What is printed in a coroutine's context is its own; it is sent as events if that one asked for it."""
+        self.captured.add(seq)
+        if self.capture is None:
+            from ..running.capture import capturing
+
+            self.capture = capturing(self._said)
+            self.capture.__enter__()
+
+    def _said(self, name: str, *args: Any) -> None:
+        running = api.in_context.get()
+        if running is not None and running._seq in self.captured:
+            running.emit(name, *args)
+        else:
+            stream = sys.__stdout__ if name == "output" else sys.__stderr__
+            if stream is not None:
+                stream.write(str(args[-1]))
+
     async def _task(self, message: list[Any]) -> None:
         _, seq, id, key, payload, attempt, extras = message
         running = Running(self, seq, id, attempt)
@@ -89,6 +110,8 @@ class AsyncChild(Child):
         started = monotonic_ns()
         self.put(_encode((STARTED, seq, started)), True)
         function = self.functions[key]
+        if extras is not None and extras.get("capture"):
+            self._begin_capture(seq)
         try:
             args, kwargs = self.arguments(seq, payload, extras)
             value = await run_async(running, function.kind, function.load(), args, kwargs)
@@ -109,5 +132,6 @@ class AsyncChild(Child):
             self.running.pop(seq, None)
             self.runnings.pop(seq, None)
             self.flagged.discard(seq)
+            self.captured.discard(seq)
             self.interrupted.discard(seq)
             self.outbox.flush()

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import struct
 import sys
-from _pickle import PickleBuffer
+from _pickle import PickleBuffer, dumps, loads
+from _socket import CMSG_SPACE, SCM_RIGHTS, SOL_SOCKET, socket  # not socket.py: 3 ms of every child's start
 from _thread import allocate_lock, get_ident, start_new_thread
 from collections import deque
 from time import monotonic_ns, sleep
@@ -27,19 +27,22 @@ from ..errors import CancelSignal, NotCarriable
 from ..running import api
 from ..running.body import run
 from ..running.outbox import Outbox
-from ..running.running import Message, Running
+from ..running.running import ATOMS, Message, Running
 from . import board as at
 from .reports import (
     BUFFERS,
     CANCELLED,
     CREDIT,
     ERROR,
+    FORGET,
     FUNCTION,
     INTERRUPT,
     ITEM_ERROR,
+    ITEM_PLAIN,
     ITEM_RESULT,
     READY,
     RESULT,
+    RETURNED,
     SEND,
     SETUP_FAILED,
     SHARE,
@@ -54,6 +57,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 _length = struct.Struct("<I")
 READ = 64 << 10  # bytes taken from a socket at once; more would be mapped and unmapped by malloc at every call
+SMALL = 64 << 10  # bytes or characters up to which an atom travels as it is
 LARGE = 256 << 10  # bytes of a pickle from which it travels in shared memory
 
 
@@ -75,8 +79,6 @@ class Function:
 
     def load(self) -> Any:
         if self._body is not None:
-            from pickle import loads
-
             self._value = loads(self._body)
             self._body = None
         return self._value
@@ -98,10 +100,29 @@ def frames(pending: bytearray) -> list[Any]:
     return messages
 
 
+def plain_record(record: tuple[Any, ...], value: Any) -> bytes | None:
+    """The record, if its value is an atom of moderate size, which msgpack gives back type-exact; else None."""
+    kind = type(value)
+    if kind not in ATOMS or ((kind is bytes or kind is str) and len(value) >= SMALL):
+        return None
+    try:
+        return _encode(record)
+    except (OverflowError, UnicodeEncodeError):  # past 64 bits, lone surrogates: pickle keeps them
+        return None
+
+
+def in_band(value: Any) -> bytes:
+    """The value as one pickle."""
+    from ..wire.carry import pack
+
+    payload, buffers = pack(value, "result")
+    return dumps(value, 5) if buffers else payload
+
+
 class Child:
     """What the plain and the asynchronous child share. `put` and `stopping` make it a `Port`."""
 
-    def __init__(self, tasks: socket.socket, control: socket.socket, board: at.Board) -> None:
+    def __init__(self, tasks: socket, control: socket, board: at.Board) -> None:
         self.tasks = tasks
         self.control = control
         self.board = board
@@ -112,6 +133,7 @@ class Child:
         self.runnings: dict[int, Running] = {}
         self.early: dict[int, deque[Message]] = {}  # messages that overtook their task
         self.buffers: dict[int, Any] = {}
+        self.shared: set[str] = set()  # keys of the shared objects that are here
         self.arrived = allocate_lock()  # held while nobody waits for buffers
         self.arrived.acquire()
         self.finish: Any = None  # the exit of an initializer that is a context manager
@@ -131,7 +153,7 @@ class Child:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         pending = bytearray()
         fds: list[int] = []
-        room = socket.CMSG_SPACE(64 * 4)
+        room = CMSG_SPACE(64 * 4)
         while True:
             try:
                 data, ancillary, _, _ = self.control.recvmsg(READ, room)
@@ -140,7 +162,7 @@ class Child:
             if not data:
                 break
             for level, kind, raw in ancillary:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                if level == SOL_SOCKET and kind == SCM_RIGHTS:
                     fds += memoryview(raw[: len(raw) // 4 * 4]).cast("i").tolist()
             pending += data
             for message in frames(pending):
@@ -154,13 +176,18 @@ class Child:
 
             _, key, data, sizes = message
             receive_share(key, data, map_buffers(fds.pop(0), sizes, writable=False) if sizes else [])
+            self.shared.add(key)
+            self._arrived()
+            return
+        if kind == FORGET:
+            from ..wire.share import forget_share
+
+            self.shared.discard(message[1])
+            forget_share(message[1])
             return
         if kind == BUFFERS:
             self.buffers[message[1]] = map_buffers(fds.pop(0), message[2], writable=True)
-            try:
-                self.arrived.release()
-            except RuntimeError:
-                pass
+            self._arrived()
             return
         running = self.runnings.get(message[1])
         if kind == SEND:
@@ -180,6 +207,12 @@ class Child:
                 running.nudge()
             elif kind == INTERRUPT:
                 self.interrupt(message[1])
+
+    def _arrived(self) -> None:
+        try:
+            self.arrived.release()
+        except RuntimeError:
+            pass
 
     def expected(self, seq: int) -> bool:
         """Whether a task may still begin, or has begun and not ended."""
@@ -207,15 +240,22 @@ class Child:
     # --- results
 
     def arguments(self, seq: int, payload: bytes, extras: dict[str, Any] | None) -> Any:
-        from ..wire.carry import unpack
-
-        if extras is None or "buffers" not in extras:
-            return unpack(payload)
+        if extras is None:
+            return loads(payload)
+        for key in extras.get("shares", ()):
+            while key not in self.shared:
+                self.arrived.acquire()
+        if "buffers" not in extras:
+            return loads(payload)
         buffers = self.take_buffers(seq)
-        return unpack(payload or buffers.pop(0), buffers)
+        return loads(payload or buffers.pop(0), buffers=buffers)
 
     def result(self, seq: int, name: str, started: int, value: Any) -> None:
         """Say the result, or that it cannot travel."""
+        record = plain_record((RETURNED, seq, monotonic_ns() - started, value), value)
+        if record is not None:
+            self.put(record, True)
+            return
         from ..wire.carry import pack
 
         try:
@@ -248,8 +288,6 @@ class Child:
         sys.argv[:] = config["argv"]
         try:
             if config["initializer"] is not None:
-                from pickle import loads
-
                 initializer, initargs = loads(config["initializer"])
                 context = initializer(*initargs)
                 if hasattr(context, "__enter__") and hasattr(context, "__exit__"):
@@ -273,7 +311,7 @@ class Child:
 class PlainChild(Child):
     """Runs plain callables and generators, one at a time, in the main thread."""
 
-    def __init__(self, tasks: socket.socket, control: socket.socket, board: at.Board) -> None:
+    def __init__(self, tasks: socket, control: socket, board: at.Board) -> None:
         super().__init__(tasks, control, board)
         self.inside = False  # a callable of the user is on the stack
         self.interrupted = False
@@ -401,12 +439,11 @@ class PlainChild(Child):
         started = now = words[at.STARTED]
         function = self.functions[key]
         try:
-            from ..wire.carry import pack, unpack
-
             fn = function.load()
-            if extras is not None and "buffers" in extras:
+            if "buffers" in extras:
                 payload = self.take_buffers(seq)[0]
-            items = _decode(payload)
+            whole = "whole" in extras  # all items in one pickle: nothing in them can fail to be rebuilt
+            items = loads(payload) if whole else _decode(payload)
             plain = function.kind == "plain"
             for index, item in enumerate(items):
                 words[at.STARTED] = now
@@ -415,15 +452,12 @@ class PlainChild(Child):
                     break
                 try:
                     self.inside = True
-                    args = unpack(item)
+                    args = item if whole else loads(item)
                     value = fn(*args) if plain else run(running, function.kind, fn, args, {})
-                    payload, buffers = pack(value, "result")
-                    if buffers:
-                        from pickle import dumps
-
-                        payload = dumps(value, 5)
+                    record = plain_record((ITEM_PLAIN, seq, index, value), value)
+                    if record is None:
+                        record = _encode((ITEM_RESULT, seq, index, in_band(value)))
                     self.inside = False
-                    record = _encode((ITEM_RESULT, seq, index, payload))
                 except BaseException as error:
                     self.inside = False
                     from ..wire.remote import pack_error
@@ -431,11 +465,11 @@ class PlainChild(Child):
                     if isinstance(error, CancelSignal):
                         break
                     record = _encode((ITEM_ERROR, seq, index, pack_error(error)))
-                args = value = payload = None
+                args = value = item = None
                 put(record, True)
                 now = monotonic_ns()
                 outbox.settle(now)
-            put(_encode((RESULT, seq, monotonic_ns() - started, b"", 0)), True)
+            put(_encode((RETURNED, seq, monotonic_ns() - started, None)), True)
         except BaseException as error:
             self.error(seq, started, error)
         finally:
@@ -453,8 +487,8 @@ def main(tasks_fd: int, control_fd: int, board_fd: int, life_fd: int) -> None:
     faulthandler.enable(board_fd, all_threads=False)
     if hasattr(faulthandler, "register"):
         faulthandler.register(signal.SIGUSR1, board_fd, all_threads=True)
-    tasks = socket.socket(fileno=tasks_fd)
-    control = socket.socket(fileno=control_fd)
+    tasks = socket(fileno=tasks_fd)
+    control = socket(fileno=control_fd)
     board = at.Board(board_fd)
     os.register_at_fork(after_in_child=_forked)
     pending = bytearray()

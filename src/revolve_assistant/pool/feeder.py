@@ -9,16 +9,17 @@ Nothing is queued behind a callable that was never seen or is known to be slow.
 from __future__ import annotations
 
 import os
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..wire.share import find_share
+from ..wire.share import handles
 from .child import LARGE
 from .jobs import SENT, WAITING, Job, Lanes
 from .process import ChildProcess
 from .pump import READ, WRITE
-from .reports import BUFFERS, FUNCTION, SEND, SHARE, TASK
+from .reports import BUFFERS, FORGET, FUNCTION, SEND, SHARE, TASK
 from .shared import write_buffers
 
 if TYPE_CHECKING:
@@ -108,8 +109,8 @@ class Feeder:
         work = job.parcel.work
         extras: dict[str, Any] = {}
         payload: bytes = work.payload
-        for key in work.shares:
-            self._give_share(child, key)
+        if work.shares:
+            extras["shares"] = [key for share in work.shares for key in self._give_share(child, share)]
         buffers = list(work.buffers or ())
         if len(payload) >= LARGE:
             buffers.insert(0, payload)
@@ -123,28 +124,44 @@ class Feeder:
             extras["capture"] = True
         if job.parcel.chunk:
             extras["chunk"] = True
+            if job.parcel.chunk == 2:
+                extras["whole"] = True
         for name, packed in job.messages or ():
             self.supervisor.tell(child, (SEND, job.seq, name, packed))
         return payload, extras or None
 
-    def _give_share(self, child: ChildProcess, key: str) -> None:
-        share = find_share(key)
-        if share is None or key in child.shares:  # dropped by the caller: the task says that it is missing
-            return
+    def _give_share(self, child: ChildProcess, share: Share[Any]) -> list[str]:
+        """Have the child receive the object and those inside it, once; returns their keys."""
         fd, data, sizes = self._share(share)
-        for inner in share.inner:
-            self._give_share(child, inner)
-        child.shares.add(key)
-        self.supervisor.tell(child, (SHARE, key, data, sizes), os.dup(fd) if fd >= 0 else -1)
+        keys = [share.key]
+        for inner in handles(share.inner):
+            keys += self._give_share(child, inner)
+        if share.key not in child.shares:
+            child.shares.add(share.key)
+            self.supervisor.tell(child, (SHARE, share.key, data, sizes), os.dup(fd) if fd >= 0 else -1)
+        return keys
 
     def _share(self, share: Share[Any]) -> tuple[int, bytes, list[int]]:
-        """A shared object's memory: one copy, whatever the number of children."""
+        """A shared object's memory: one copy, whatever the number of children; freed with the last handle."""
         found = self._shared.get(share.key)
         if found is None:
             data, buffers = share.payload()
             fd, sizes = write_buffers(buffers) if buffers else (-1, [])
             found = self._shared[share.key] = (fd, data, sizes)
+            pump, key = self.supervisor.pump, share.key
+            weakref.finalize(share, lambda: pump.soon(lambda: self._forget_share(key))).atexit = False
         return found
+
+    def _forget_share(self, key: str) -> None:
+        supervisor = self.supervisor
+        with supervisor.lock:
+            fd, _, _ = self._shared.pop(key, (-1, b"", []))
+            if fd >= 0:
+                os.close(fd)
+            for child in supervisor.children:
+                if key in child.shares:
+                    child.shares.discard(key)
+                    supervisor.tell(child, (FORGET, key))
 
     def refill(self, child: ChildProcess) -> None:
         """Feed a plain child as far ahead as measured durations allow."""

@@ -25,6 +25,7 @@ class Job:
         "reason",
         "rung",
         "seq",
+        "silence",
         "sink",
         "stalled",
         "started",
@@ -45,7 +46,8 @@ class Job:
         self.reason = ""  # why it is being stopped: "cancel", "timeout", "stall", "memory", "close"
         self.rung = ""  # the last rung of the ladder that was tried
         self.timer: Timer | None = None  # the ladder's next rung
-        self.stalled: Timer | None = None  # time-out or stall
+        self.stalled: Timer | None = None  # the time-out
+        self.silence: Timer | None = None  # the stall
         self.messages: list[tuple[str, Any]] | None = None  # sent to it before it was given to a child
         self.verdict: BaseException | None = None  # what it failed of, decided here (time-out, memory)
 

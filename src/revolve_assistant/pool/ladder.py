@@ -47,7 +47,7 @@ class Ladder:
         if options.timeout is not None:
             job.stalled = self.supervisor.pump.at(job.started + options.timeout, lambda: self._late(job))
         if options.stall is not None:
-            self.supervisor.pump.at(job.heard + options.stall, lambda: self._silent(job))
+            job.silence = self.supervisor.pump.at(job.heard + options.stall, lambda: self._silent(job))
 
     def _late(self, job: Job) -> None:
         with self.supervisor.lock:
@@ -62,7 +62,7 @@ class Ladder:
             if job.state != ENDED and job.started:
                 seconds = job.parcel.options.stall
                 if monotonic() < job.heard + seconds:
-                    self.supervisor.pump.at(job.heard + seconds, lambda: self._silent(job))
+                    job.silence = self.supervisor.pump.at(job.heard + seconds, lambda: self._silent(job))
                     return
                 last = f", the last one was {job.last_event!r}" if job.last_event else ""
                 job.verdict = job.verdict or TaskStalled(f"{job.name} sent no event for stall={seconds:g} s{last}")
@@ -159,10 +159,10 @@ class Ladder:
 
     def forget(self, job: Job) -> None:
         """The job is over: its clocks stop, the board forgets it."""
-        for timer in (job.timer, job.stalled):
+        for timer in (job.timer, job.stalled, job.silence):
             if timer is not None:
                 timer.cancel()
-        job.timer = job.stalled = None
+        job.timer = job.stalled = job.silence = None
         child = job.child
         if job.reason and child is not None and not child.dead:
             words = child.words

@@ -39,6 +39,14 @@ from .reports import (
 _decode = msgspec.msgpack.Decoder().decode
 
 
+def entered(value: Any) -> Any:
+    """What an initializer returned, entered if it is a context manager, else None."""
+    if hasattr(value, "__enter__") and hasattr(value, "__exit__"):
+        value.__enter__()
+        return value
+    return None
+
+
 class LiveJob:
     """A parcel that runs, or waits to, in this process; the `Port` of its `Running`."""
 
@@ -51,6 +59,7 @@ class LiveJob:
         "messages",
         "parcel",
         "running",
+        "silence",
         "sink",
         "started",
         "state",
@@ -73,6 +82,7 @@ class LiveJob:
         self.last_event: str | None = None
         self.thread: int | None = None
         self.timer: Any = None
+        self.silence: Any = None
         self.verdict: BaseException | None = None
 
     def put(self, record: bytes) -> None:
@@ -156,7 +166,11 @@ class LiveEngine(Engine):
                 job.messages.append((name, packed))
                 del job.messages[:-1000]
                 return True
-        running.put_message(Message(name, unpack_args(packed)))
+        token = api.in_context.set(running)  # a handler's emit is the task's
+        try:
+            running.put_message(Message(name, unpack_args(packed)))
+        finally:
+            api.in_context.reset(token)
         return True
 
     def grant(self, parcel: Parcel) -> None:
@@ -181,8 +195,9 @@ class LiveEngine(Engine):
             if job.ended:
                 return
             job.ended = True
-            if job.timer is not None:
-                job.timer.cancel()
+            for timer in (job.timer, job.silence):
+                if timer is not None:
+                    timer.cancel()
             self.jobs.pop(job.parcel.id, None)
         job.sink.deliver([report])
 
@@ -194,13 +209,13 @@ class LiveEngine(Engine):
         with self.lock:
             if job.ended:
                 return
+            for name, packed in job.messages:
+                running.put_message(Message(name, unpack_args(packed)))
+            job.messages = []
             job.running = running
             job.started = job.heard = monotonic()
             job.thread = threading.get_ident()
-            early, job.messages = job.messages, []
         job.sink.deliver([(parcel, REPORT_STARTED, f"{self.worker}:{threading.current_thread().name}", time())])
-        for name, packed in early:
-            running.put_message(Message(name, unpack_args(packed)))
         self._mind(job)
         token = api.in_context.set(running)
         try:
@@ -270,7 +285,7 @@ class LiveEngine(Engine):
             error = TaskTimeout(f"{name} ran longer than timeout={options.timeout:g} s")
             job.timer = self.pump.at(job.started + options.timeout, lambda: self._overdue(job, error))
         if options.stall is not None:
-            self.pump.at(job.heard + options.stall, lambda: self._silent(job, options.stall))
+            job.silence = self.pump.at(job.heard + options.stall, lambda: self._silent(job, options.stall))
 
     def _overdue(self, job: LiveJob, error: BaseException) -> None:
         if not job.ended and job.verdict is None:
@@ -281,7 +296,7 @@ class LiveEngine(Engine):
         if job.ended:
             return
         if monotonic() < job.heard + stall:
-            self.pump.at(job.heard + stall, lambda: self._silent(job, stall))
+            job.silence = self.pump.at(job.heard + stall, lambda: self._silent(job, stall))
         else:
             self._overdue(job, TaskStalled(f"{job.parcel.work.function.name} sent no event for stall={stall:g} s"))
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import array
 import mmap
 import os
-import socket
 import struct
+from _socket import SCM_RIGHTS, SOL_SOCKET, socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,12 +70,14 @@ def frame(message: object) -> bytes:
     return _length.pack(len(body)) + body
 
 
-def send_buffers(sock: socket.socket, head: tuple[Any, ...], buffers: Sequence[Any]) -> None:
+def send_buffers(sock: socket, head: tuple[Any, ...], buffers: Sequence[Any]) -> None:
     """Send `(*head, sizes)` with the buffers' descriptor on a blocking socket."""
     fd, sizes = write_buffers(buffers)
     try:
+        import array
+
         data = frame((*head, sizes))
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+        rights = [(SOL_SOCKET, SCM_RIGHTS, array.array("i", [fd]))]
         sent = sock.sendmsg([data], rights)
         if sent < len(data):
             sock.sendall(data[sent:])

@@ -34,20 +34,21 @@ from .reports import (
     CREDIT,
     ERROR,
     EVENT,
-    ITEM_ERROR,
     ITEM_RESULT,
     PACKED,
     PROGRESS,
     READY,
     REPORT_EVENTS,
     REPORT_FAILED,
-    REPORT_ITEM,
+    REPORT_ITEMS,
     REPORT_LOST,
     REPORT_RAISED,
+    REPORT_RETURNED,
     REPORT_STARTED,
     REPORT_SUCCEEDED,
     REPORT_WANT,
     RESULT,
+    RETURNED,
     SEND,
     SETUP_FAILED,
     SKIPPED,
@@ -119,7 +120,7 @@ class Supervisor(Engine):
         self.reports: list[tuple[Sink, Any]] = []
         self._delivering = threading.Lock()
         self.closing = False
-        self._starting = 0
+        self._starting = {"plain": 0, "async": 0}
 
     # --- the contract
 
@@ -279,20 +280,24 @@ class Supervisor(Engine):
             self.feeder.take_in()
         plain = [child for child in self.children if child.kind == "plain" and not child.stopping]
         starting = sum(not child.ready for child in plain)
-        wanted = min(self.max_workers - len(plain), self.feeder.lanes["plain"].count - starting) - self._starting
+        wanted = (
+            min(self.max_workers - len(plain), self.feeder.lanes["plain"].count - starting) - self._starting["plain"]
+        )
         grown = [child for child in self.children if child.kind == "async" and not child.stopping]
         limit = self.max_tasks_per_child or float("inf")
         full = all(each.ready and (len(each.jobs) >= self.concurrency or each.given >= limit) for each in grown)
-        more = self.feeder.lanes["async"].count and full and len(grown) < self.max_workers and not self._starting
+        more = (
+            self.feeder.lanes["async"].count and full and len(grown) < self.max_workers and not self._starting["async"]
+        )
         self._growing = len(plain) < self.max_workers or bool(grown) or bool(self.feeder.lanes["async"].count)
         if wanted <= 0 and not more:
             return
         self.pump.start()
         for _ in range(wanted):
-            self._starting += 1
+            self._starting["plain"] += 1
             self.pump.soon(lambda: self._start("plain"))
         if more:
-            self._starting += 1
+            self._starting["async"] += 1
             self.pump.soon(lambda: self._start("async"))
 
     def grow(self) -> None:
@@ -301,14 +306,19 @@ class Supervisor(Engine):
 
     def _start(self, kind: str) -> None:
         with self.lock:
-            self._starting -= 1
+            self._starting[kind] -= 1
             if self.closing or not self.feeder.lanes[kind].count:
                 return
             try:
                 child = ChildProcess(
                     kind,
                     child_environment(max(1, usable_cpus() // self.max_workers)),
-                    {"path": sys.path, "argv": sys.argv, "initializer": self.initializer, "kind": kind},
+                    {
+                        "path": [str(each) for each in sys.path],
+                        "argv": sys.argv,
+                        "initializer": self.initializer,
+                        "kind": kind,
+                    },
                 )
             except OSError as error:
                 log.error("cannot start a child process: %s", error)
@@ -383,8 +393,15 @@ class Supervisor(Engine):
         speaker: Job | None = None
         share = size // len(records) + 1
         now = monotonic()
+        items: list[list[Any]] = []
         for record in records:
             kind = record[0]
+            if kind >= ITEM_RESULT:
+                items.append(record)
+                continue
+            if items:
+                self._take_items(jobs, items)
+                items = []
             if kind == EVENT or kind == PACKED or kind == PROGRESS:
                 job = jobs.get(record[1])
                 if job is None:
@@ -402,7 +419,15 @@ class Supervisor(Engine):
             if speaker is not None:
                 out.append((speaker.sink, (speaker.parcel, REPORT_EVENTS, events, share * len(events))))
                 speaker, events = None, []
-            if kind == RESULT:
+            if kind == RETURNED:
+                job = jobs.pop(record[1], None)
+                if job is not None:
+                    self.feeder.measure(child, job, record[2])
+                    if job.parcel.chunk:
+                        self.end(job, (job.parcel, REPORT_SUCCEEDED, None, record[2] * 1e-9))
+                    else:
+                        self.end(job, (job.parcel, REPORT_RETURNED, record[3]))
+            elif kind == RESULT:
                 job = jobs.pop(record[1], None)
                 if job is None:
                     continue
@@ -411,9 +436,6 @@ class Supervisor(Engine):
                 if record[4]:
                     child.read_control()
                     buffers = child.received.pop(record[1], None)
-                if job.parcel.chunk:
-                    self.end(job, (job.parcel, REPORT_SUCCEEDED, None, record[2] * 1e-9))
-                    continue
                 payload = record[3]
                 if buffers and not payload:
                     payload = buffers.pop(0)
@@ -443,22 +465,26 @@ class Supervisor(Engine):
                 job = jobs.get(record[1])
                 if job is not None:
                     out.append((job.sink, (job.parcel, REPORT_WANT)))
-            elif kind == ITEM_RESULT:
-                job = jobs.get(record[1])
-                if job is not None:
-                    out.append((job.sink, (job.parcel, REPORT_ITEM, record[2], record[3], None)))
-            elif kind == ITEM_ERROR:
-                job = jobs.get(record[1])
-                if job is not None:
-                    out.append((job.sink, (job.parcel, REPORT_ITEM, record[2], None, record[3])))
             elif kind == READY:
                 child.ready = True
             elif kind == SETUP_FAILED:
                 child.setup_error = record[1]
         if speaker is not None:
             out.append((speaker.sink, (speaker.parcel, REPORT_EVENTS, events, share * len(events))))
+        if items:
+            self._take_items(jobs, items)
         if child.check is None and jobs:
             self.watch.look_at(child)
+
+    def _take_items(self, jobs: dict[int, Job], records: list[list[Any]]) -> None:
+        """Items of chunks that ended, handed on as one report for each chunk."""
+        while records:
+            seq = records[0][1]
+            mine = records if records[-1][1] == seq else [record for record in records if record[1] == seq]
+            job = jobs.get(seq)
+            if job is not None:
+                self.reports.append((job.sink, (job.parcel, REPORT_ITEMS, mine)))
+            records = [] if mine is records else [record for record in records if record[1] != seq]
 
     def announce(self, child: ChildProcess, job: Job, started: int = 0) -> None:
         """Report that the job started, and start its clocks."""
@@ -478,7 +504,7 @@ class Supervisor(Engine):
             return
         job.state = ENDED
         self._open.pop(job.parcel.id, None)
-        if job.timer is not None or job.stalled is not None or job.reason:
+        if job.parcel.options is not None or job.reason:
             self.ladder.forget(job)
         self.reports.append((job.sink, report))
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from ..engine import Parcel, Sink
 from ..errors import Unreachable
-from ..pool.live import LiveEngine
+from ..pool.live import LiveEngine, entered
 from ..traits import Traits
 from .url import Url
 
@@ -22,6 +22,7 @@ class Engine(LiveEngine):
         self, *, initializer: Callable[..., Any] | None = None, initargs: tuple[Any, ...] = (), max_workers: int = 1
     ) -> None:
         super().__init__()
+        self._context: Any = None
         self._initialize = (initializer, initargs) if initializer is not None else None
 
     @classmethod
@@ -34,6 +35,12 @@ class Engine(LiveEngine):
         if self._initialize is not None:
             initializer, initargs = self._initialize
             self._initialize = None
-            initializer(*initargs)
+            self._context = entered(initializer(*initargs))
         for parcel in parcels:
             self.run(self.take(parcel, sink))
+
+    def close(self) -> None:
+        super().close()
+        context, self._context = self._context, None
+        if context is not None:
+            context.__exit__(None, None, None)

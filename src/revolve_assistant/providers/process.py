@@ -23,7 +23,9 @@ class Engine(Supervisor):
     ) -> Engine:
         packed = None
         if initializer is not None:
-            from ..wire.carry import pack
+            from ..wire.carry import encode, pack
 
-            packed, _ = pack((initializer, initargs), "initializer")
+            packed, buffers = pack((initializer, initargs), "initializer")
+            if buffers:
+                packed = encode((initializer, initargs), None)
         return cls(initializer=packed, **options)

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from ..engine import Parcel, Sink
 from ..errors import Unreachable, UsageError
-from ..pool.jobs import Lanes
-from ..pool.live import LiveEngine, LiveJob
+from ..pool.jobs import SENT, WAITING, Lanes
+from ..pool.live import LiveEngine, LiveJob, entered
 from ..pool.reports import REPORT_RAISED
 from ..traits import Traits
 from .url import Url
@@ -62,15 +62,19 @@ class Engine(LiveEngine):
                     thread.start()
 
     def drop(self, job: LiveJob) -> bool:
+        if job.state != WAITING:  # a thread has taken it
+            return False
         self._lanes.drop(job)  # type: ignore[arg-type]
+        job.state = WAITING
         return True
 
     def _serve(self) -> None:
         problem: Exception | None = None
+        context: Any = None
         if self._initialize is not None:
             initializer, initargs = self._initialize
             try:
-                initializer(*initargs)
+                context = entered(initializer(*initargs))
             except Exception as error:
                 error.add_note("raised by the initializer of the thread")
                 problem = error
@@ -78,18 +82,22 @@ class Engine(LiveEngine):
             with self._work:
                 while True:
                     job: Any = self._lanes.pop()
+                    if job is not None:
+                        job.state = SENT
                     if job is not None or self.closing:
                         break
                     self._idle += 1
                     self._work.wait()
                     self._idle -= 1
                 if job is None:
-                    return
+                    break
             if problem is not None:
                 self.end(job, (job.parcel, REPORT_RAISED, problem))
             else:
                 self.run(job)
             del job
+        if context is not None:
+            context.__exit__(None, None, None)
 
     def close(self) -> None:
         super().close()

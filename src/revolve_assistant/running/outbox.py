@@ -10,8 +10,8 @@ event costs one system call, a storm of them a copy each, and no thread of ours 
 
 from __future__ import annotations
 
-import socket
 import struct
+from _socket import socket
 from _thread import allocate_lock
 from time import monotonic_ns
 
@@ -27,7 +27,7 @@ _PREFIX = 9  # length, the msgpack array-32 mark, the count
 class Outbox:
     """Takes encoded records. Thread-safe. Blocks while the supervisor does not read (back-pressure)."""
 
-    def __init__(self, board: at.Board, sock: socket.socket) -> None:
+    def __init__(self, board: at.Board, sock: socket) -> None:
         self._memory = board.memory
         self._words = board.words
         self._sock = sock

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -14,10 +14,13 @@ from ..errors import CancelSignal, NotCarriable, UsageError
 from ..event import LIFECYCLE, MAX_EVENT, MAX_NAME, Progress
 from ..pool.reports import EVENT, PACKED, PROGRESS, WANT
 
+if TYPE_CHECKING:
+    import threading
+
 CREDIT = 4 << 20  # bytes of events on their way before `emit` blocks; at half of it more is asked for
 MAX_MESSAGES = 1000  # sent to a task and not yet received by it
 
-_ATOMS = frozenset({type(None), bool, int, float, str, bytes})
+ATOMS = frozenset({type(None), bool, int, float, str, bytes})
 _MAX_DEPTH = 32
 _names: set[str] = set()
 _encode = msgspec.msgpack.Encoder().encode
@@ -53,7 +56,7 @@ def check_name(name: str) -> None:
 def is_plain(value: Any, depth: int = 0) -> bool:
     """Whether msgpack gives `value` back type-exact: atoms, lists and str-keyed dicts of them."""
     kind = type(value)
-    if kind in _ATOMS:
+    if kind in ATOMS:
         return True
     if depth > _MAX_DEPTH:
         return False
@@ -67,7 +70,7 @@ def is_plain(value: Any, depth: int = 0) -> bool:
 def encode_event(seq: int, name: str, args: tuple[Any, ...]) -> bytes:
     """One event's record. Raises `NotCarriable`, or `UsageError` past the size limit."""
     for value in args:
-        if type(value) not in _ATOMS and not is_plain(value):
+        if type(value) not in ATOMS and not is_plain(value):
             break
     else:
         try:
@@ -105,7 +108,8 @@ def _short(value: object) -> str:
         text = repr(value)
     except Exception as error:  # a user's __repr__ must not end the task
         return f"<{type(value).__name__}: repr raised {type(error).__name__}>"
-    return text if len(text) <= 200 else text[:197] + "..."
+    text = text if len(text) <= 200 else text[:197] + "..."
+    return _sound(text) or ""
 
 
 class Running:
@@ -125,6 +129,7 @@ class Running:
         "_questions",
         "_sent",
         "_seq",
+        "_sleepers",
         "_wake",
         "_wanted",
         "attempt",
@@ -145,6 +150,7 @@ class Running:
         self._inbox: deque[Message] | None = None
         self._handlers: dict[str, Callable[..., Any]] | None = None
         self._questions = 0
+        self._sleepers: tuple[Any, ...] = ()  # (loop, future) of coroutines that wait
 
     def __repr__(self) -> str:
         return f"<Running {self.id or '(outside a task)'} attempt {self.attempt}>"
@@ -173,9 +179,10 @@ class Running:
 
     def report(self, fraction: float, message: str | None = None) -> None:
         """As the function `report`."""
-        if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 <= fraction <= 1:
+        number = None if isinstance(fraction, bool) else _number(fraction)
+        if number is None or not 0 <= number <= 1:
             raise UsageError(f"report(fraction) takes a number from 0.0 to 1.0, got {fraction!r:.100}")
-        self.progress(Progress(float(fraction), None, None, message))
+        self.progress(Progress(float(number), None, None, message))
 
     def progress(self, progress: Progress) -> None:
         """Send an event `progress`. Takes no credit: readers keep the newest."""
@@ -187,10 +194,10 @@ class Running:
                         self._seq,
                         "progress",
                         _time(),
-                        progress.fraction,
-                        progress.done,
-                        progress.total,
-                        progress.message,
+                        _number(progress.fraction),
+                        _number(progress.done),
+                        _number(progress.total),
+                        _sound(progress.message),
                     )
                 )
             )
@@ -275,7 +282,7 @@ class Running:
                 if self._inbox is None:
                     self._inbox = deque(maxlen=MAX_MESSAGES)
                 self._inbox.append(message)
-                condition.notify_all()
+                self._rouse()
         if handler is not None:
             try:
                 handler(*message.args)
@@ -293,13 +300,13 @@ class Running:
             self._credit = self._wanted + CREDIT
             self._mark = self._wanted + CREDIT // 2
             self._wanted = 0
-            condition.notify_all()
+            self._rouse()
 
     def nudge(self) -> None:
         """Let a waiting `receive`, `ask` or `emit` look at the cancel flag."""
         condition = self._condition()
         with condition:
-            condition.notify_all()
+            self._rouse()
 
     def _condition(self) -> threading.Condition:
         condition = self._wake
@@ -307,6 +314,8 @@ class Running:
             with _making:
                 condition = self._wake
                 if condition is None:
+                    import threading  # at first use: most tasks never wait
+
                     condition = self._wake = threading.Condition()
         return condition
 
@@ -350,14 +359,64 @@ class Running:
                 condition.wait(rest)
 
     async def _wait_async(self, timeout: float | None, name: str | None) -> Message | None:
+        if self._port is None:
+            return None
         import asyncio
 
-        return await asyncio.to_thread(self._wait, timeout, name)
+        loop = asyncio.get_running_loop()
+        condition = self._condition()
+        deadline = None if timeout is None else loop.time() + timeout
+        while True:
+            woken = loop.create_future()
+            with condition:
+                message = self._take(name)
+                if message is not None:
+                    return message
+                self.check()
+                self._sleepers = (*self._sleepers, (loop, woken))
+            rest = None if deadline is None else deadline - loop.time()
+            try:
+                await asyncio.wait_for(woken, None if rest is None else max(0.0, rest))
+            except TimeoutError:
+                with condition:
+                    return self._take(name)
+
+    def _rouse(self) -> None:
+        """Under the condition: wake threads and coroutines that wait."""
+        self._wake.notify_all()  # type: ignore[union-attr]
+        sleepers, self._sleepers = self._sleepers, ()
+        for loop, woken in sleepers:
+            try:
+                loop.call_soon_threadsafe(_wake_future, woken)
+            except RuntimeError:  # its loop is closed
+                pass
 
     def _refuse_in_loop(self, name: str, instead: str) -> None:
         asyncio = _asyncio()
         if asyncio is not None and asyncio._get_running_loop() is not None:
             raise UsageError(f"{name}() would block the event loop: use `await current_task().{instead}(…)`")
+
+
+def _wake_future(woken: Any) -> None:
+    if not woken.done():
+        woken.set_result(None)
+
+
+def _sound(text: str | None) -> str | None:
+    """The text without lone surrogates, which no wire carries (file names may have them)."""
+    return text if text is None or text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def _number(value: Any) -> float | None:
+    """A plain number of whatever counts as one (numpy's, Fraction …); integers stay integers."""
+    if value is None or type(value) is float:
+        return value
+    if type(value) is int and -(1 << 63) <= value < 1 << 63:
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise UsageError(f"progress takes numbers, got {value!r:.100}") from None
 
 
 def _asyncio() -> Any:
@@ -366,7 +425,7 @@ def _asyncio() -> Any:
     return sys.modules.get("asyncio.events")
 
 
-_making = threading.Lock()
+_making = allocate_lock()
 _outside: Running | None = None
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from weakref import ref
 
 from ..errors import UsageError
-from .share import met
+from .share import Share, handles, met
 
 OUT_OF_BAND = 64 << 10  # bytes: contiguous buffers from this size on travel beside the pickle
 MAX_BODIES = 4096  # bodies whose keys are remembered, least recently used go first
@@ -60,7 +60,8 @@ class Function:
 class Work:
     """A call on its way. `live` is the call itself where nothing is pickled, else None.
 
-    `payload` and `buffers` unpack to `(args, kwargs)`; `shares` are the keys a child must have received before.
+    `payload` and `buffers` unpack to `(args, kwargs)`; `shares` are handles a child must receive
+    before, held until the task ends.
     Buffers are views of the caller's memory: what is written to it before they are sent is sent.
     """
 
@@ -71,7 +72,7 @@ class Work:
         function: Function,
         payload: bytes = b"",
         buffers: list[PickleBuffer] | None = None,
-        shares: tuple[str, ...] = (),
+        shares: tuple[Share[Any], ...] = (),
         live: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]] | None = None,
     ) -> None:
         self.function, self.payload, self.buffers = function, payload, buffers
@@ -104,7 +105,7 @@ class Carrier:
                 from .remote import refuse_call
 
                 refuse_call(fn, args, kwargs, error)
-            shares = tuple(dict.fromkeys(met.keys)) if met.keys else ()
+            shares = handles(met.keys) if met.keys else ()
         finally:
             met.keys = outer
         return Work(function, payload, buffers or None, shares)

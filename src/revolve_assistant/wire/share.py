@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pickle import PickleBuffer
 from typing import Any, Generic, TypeVar
@@ -166,6 +166,7 @@ def _local(value: Any, deeper: bool = True) -> Any:
     return value
 
 
-def find_share(key: str) -> Share[Any] | None:
-    """In the caller: the handle with this key, if somebody still holds it."""
-    return _made.get(key)
+def handles(keys: Iterable[str]) -> tuple[Share[Any], ...]:
+    """In the caller: the handles with these keys, each once; those that are gone are passed over."""
+    found = (_made.get(key) for key in dict.fromkeys(keys))
+    return tuple(share for share in found if share is not None)
