@@ -553,7 +553,7 @@ def test_a_share_is_a_reference_and_arrives_as_the_object(carrier):
     numpy = pytest.importorskip("numpy")
     share = Share({"large": numpy.arange(100_000), "small": numpy.arange(3)})
     work = carrier.carry(importable, ([share, share],), {"b": share})
-    assert work.shares == (share.key,)
+    assert work.shares == (share,)
     assert len(work.payload) < 300
     data, buffers = share.payload()
     assert share.payload()[0] is data
@@ -577,14 +577,14 @@ def test_shares_captured_by_a_function_and_held_by_a_share_are_known(carrier):
     outer.payload()
     assert outer.inner == (inner.key,)
     work = carrier.carry(lambda: outer, (), {})
-    assert work.shares == (outer.key,)
+    assert work.shares == (outer,)
     assert called(work) is outer.value
-    assert carrier.carry(lambda: outer, (1,), {}).shares == (outer.key,)
+    assert carrier.carry(lambda: outer, (1,), {}).shares == (outer,)
 
 
 def test_a_share_in_a_user_class_is_collected_and_others_threads_are_not_mixed_in(carrier):
     share = Share(1)
-    assert carrier.carry(importable, (Held(share),), {}).shares == (share.key,)
+    assert carrier.carry(importable, (Held(share),), {}).shares == (share,)
     pickle.dumps(share)
     assert carrier.carry(importable, ([],), {}).shares == ()
 

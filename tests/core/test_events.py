@@ -60,7 +60,7 @@ def clients() -> Iterator[dict[str, Client]]:
             task.send("go")
             task.result()
     for client in made.values():
-        wait_for(client.submit(abs, 1).add_done_callback)
+        wait_for(client.options(delay=0.0001).submit(abs, 1).add_done_callback)  # the clock and the dispatcher, too
     yield made
     for client in made.values():
         client.shutdown()
@@ -221,8 +221,9 @@ def test_what_cannot_be_an_event_is_refused_where_it_is_emitted_and_the_task_goe
         assert str(1 << 20) in text  # the limit
     assert "'x'" in heard[2][1]
     assert "lock" in heard[3][1]
-    assert names(task.events()) == ["started", "x", "ö" * 64, "succeeded"]
-    assert [type(value) for value in args(task, "ö" * 64)[0]] == [Odd] * 3
+    *_, x, odd, _ = task.events()  # what was before is trimmed: 1 MiB are kept
+    assert (x.name, len(x.args[0]), odd.name) == ("x", (1 << 20) - 100, "ö" * 64)
+    assert [type(value) for value in odd.args] == [Odd] * 3
 
 
 class Unwelcome:
@@ -455,8 +456,7 @@ def test_a_listener_may_submit_but_not_wait(live: Client, caplog: pytest.LogCapt
     assert made[0].result() == 2
     assert len(made) == 5
     assert all("for ever" in text for text in made[1:])
-    assert "map() would wait for ever" in caplog.text
-    assert "UsageError" in caplog.text
+    assert "UsageError" in caplog.text  # of the map
 
 
 def test_a_listener_that_blocks_holds_back_listeners_only(live: Client) -> None:
@@ -496,7 +496,8 @@ def test_a_late_listener_hears_first_what_is_kept(live: Client) -> None:
     task.add_one_time_listener("n", once.append)
     ended = wait_for(lambda set_: task.add_listener("succeeded", set_))  # after the end, too
     assert len(ended) == 1
-    assert once == late[:1]
+    assert len(once) == 1
+    assert once[0] - late[0] in (0, 1)  # the end took its place
 
 
 def test_listeners_of_a_task_never_run_at_once(live: Client) -> None:

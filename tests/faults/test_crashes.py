@@ -21,7 +21,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,15 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "TICK", 0.05)  # how long a stopped child is waited for is four of these
 
 
+@contextmanager
+def closing(client: Client) -> Iterator[Client]:
+    """Do not wait for what runs for ever when the test fails."""
+    try:
+        yield client
+    finally:
+        client._close()
+
+
 def square(number: int) -> int:
     return number * number
 
@@ -135,7 +144,7 @@ def check(error: BaseException | None, way: str, where: str, name: str) -> None:
     elif way == "raise":
         assert isinstance(error, NotCarriable)
         assert "AtPickling (ValueError: crash)" in str(error)
-        assert f"the result of {name}() cannot be carried back" in "".join(error.__notes__).replace("test_crashes:", "")
+        assert re.search(rf"the result of .*{name}\(\) cannot be carried back", "".join(error.__notes__))
     elif way == "exit":
         assert isinstance(error, RemoteError)
         assert (error.type_name, str(error)) == ("SystemExit", "SystemExit: 3")
@@ -164,7 +173,8 @@ def test_only_its_own_task_ends(client: Client, where: str, way: str) -> None:
     assert [each.result() for each in innocents] == [i * i for i in range(20)]
     check(task.exception(), way, where, name)
     assert task.state == ("lost" if way in DEATHS else "failed")
-    assert [event.name for event in task.events()] == ["started", "here", task.state]
+    names = [event.name for event in task.events()]
+    assert (names[:2], names[-1], {*names[2:-1]} <= {"here"}) == (["started", "here"], task.state, True)
     assert client.submit(square, 20).result() == 400
 
 
@@ -282,7 +292,7 @@ def test_coroutines_die_with_their_child_and_the_others_wait_for_a_new_one() -> 
     async def fine() -> int:
         return 1
 
-    with Client(max_workers=1, concurrency=3) as client:
+    with closing(Client(max_workers=1, concurrency=3)) as client:
         first = [client.submit(work, "") for _ in range(2)]
         for task in first:
             next(iter(task.events("started")))

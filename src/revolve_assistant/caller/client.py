@@ -227,7 +227,11 @@ class Client(concurrent.futures.Executor):
         if options.delay:
             self._later(task, options.delay)
         else:
-            self._engine.submit((parcel,), _sink)
+            try:
+                self._engine.submit((parcel,), _sink)
+            except BaseException:
+                self._tasks.pop(parcel.id, None)
+                raise
         return task
 
     def _later(self, task: Task[Any], delay: float) -> None:

@@ -104,11 +104,11 @@ class Hearing(Ending):
         if record[0] == LOCAL and record[4] is None:
             state = record[2]
             if state == "succeeded":
-                error = None
+                error, value = self._exception, None
                 try:
-                    value = self._value()
+                    value = self._value() if error is None else None
                 except BaseException as problem:  # it cannot be rebuilt here: result() says so
-                    value, error = None, problem
+                    error = problem
                 args: tuple[Any, ...] = (value if error is None else error,)
             elif state == "cancelled":
                 args = (self._end[2] if self._end is not None else "",)

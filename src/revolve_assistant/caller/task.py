@@ -256,7 +256,11 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
 
     def emit(self, name: str, *args: Any) -> None:
         """Call the listeners of `name` here and now, in this thread; nothing is sent."""
-        self._call_listeners((LOCAL, 0, name, time(), args), 1, 0)
+        record = (LOCAL, 0, name, time(), args)
+        self._call_listeners(record, 1, 0)
+        for heard, listener in self._late or ():  # added a moment ago, not yet sorted in by the dispatcher
+            if heard == name or heard == "*":
+                self._call_one(listener.fn, record, heard == "*", 0, 1)
 
     def emit_batch(self, events: Sequence[tuple[Any, ...]]) -> None:
         """`emit` each `(name, *args)` in order."""

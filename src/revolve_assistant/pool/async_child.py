@@ -109,6 +109,7 @@ class AsyncChild(Child):
         api.in_context.set(running)
         started = monotonic_ns()
         self.put(_encode((STARTED, seq, started)), True)
+        self.outbox.flush()  # the clocks of time-outs start with it
         function = self.functions[key]
         if extras is not None and extras.get("capture"):
             self._begin_capture(seq)

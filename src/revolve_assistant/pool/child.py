@@ -511,9 +511,13 @@ def main(tasks_fd: int, control_fd: int, board_fd: int, life_fd: int) -> None:
     else:
         child = PlainChild(tasks, control, board)
     child.pending, child.waiting = pending, deque(messages)
-    start_new_thread(child.listen, ())
     if not child.setup(config):
         return
+    # Imported here, not by the control thread: whoever imports it first is its main thread. After READY, so that it
+    # costs the first task nothing.
+    import threading  # noqa: F401
+
+    start_new_thread(child.listen, ())
     child.serve()
     child.leave()
 

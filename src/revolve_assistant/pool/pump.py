@@ -67,16 +67,29 @@ class Pump:
         self.thread: threading.Thread | None = None
 
     def start(self) -> None:
+        """Start the thread, once. Raises `OSError` when descriptors or threads cannot be had; nothing is left then."""
         with self._lock:
-            if self.thread is None and not self._stopped:
-                self._milliseconds = not hasattr(select, "epoll")
-                self._poller = select.poll() if self._milliseconds else select.epoll()
-                self._read, self._write = os.pipe()
+            if self.thread is not None or self._stopped:
+                return
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._milliseconds = not hasattr(select, "epoll")
+            self._read, self._write = os.pipe()
+            try:
                 os.set_blocking(self._read, False)
                 os.set_blocking(self._write, False)
+                self._poller = select.poll() if self._milliseconds else select.epoll()
                 self.watch(self._read, READ, self._drain)
-                self.thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self.thread.start()
+                thread.start()
+            except (OSError, RuntimeError) as error:
+                self._calls.pop(self._read, None)
+                if not self._milliseconds and self._poller is not None:
+                    self._poller.close()
+                self._poller = None
+                os.close(self._read)
+                os.close(self._write)
+                self._read = self._write = -1
+                raise OSError(f"cannot start the pump: {error}") from error
+            self.thread = thread
 
     def stop(self, wait: bool = True) -> None:
         """End the thread after what is due now; `wait` joins it (unless called from it)."""

@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -280,25 +281,28 @@ class Supervisor(Engine):
             self.feeder.take_in()
         plain = [child for child in self.children if child.kind == "plain" and not child.stopping]
         starting = sum(not child.ready for child in plain)
-        wanted = (
-            min(self.max_workers - len(plain), self.feeder.lanes["plain"].count - starting) - self._starting["plain"]
-        )
+        lanes, begun = self.feeder.lanes, self._starting
+        wanted = min(self.max_workers - len(plain), lanes["plain"].count - starting) - begun["plain"]
         grown = [child for child in self.children if child.kind == "async" and not child.stopping]
         limit = self.max_tasks_per_child or float("inf")
         full = all(each.ready and (len(each.jobs) >= self.concurrency or each.given >= limit) for each in grown)
-        more = (
-            self.feeder.lanes["async"].count and full and len(grown) < self.max_workers and not self._starting["async"]
-        )
-        self._growing = len(plain) < self.max_workers or bool(grown) or bool(self.feeder.lanes["async"].count)
+        more = lanes["async"].count and full and len(grown) < self.max_workers and not begun["async"]
+        self._growing = len(plain) < self.max_workers or bool(grown) or bool(lanes["async"].count)
         if wanted <= 0 and not more:
             return
-        self.pump.start()
-        for _ in range(wanted):
-            self._starting["plain"] += 1
-            self.pump.soon(lambda: self._start("plain"))
-        if more:
-            self._starting["async"] += 1
-            self.pump.soon(lambda: self._start("async"))
+        try:
+            self.pump.start()
+        except OSError as error:
+            self._cannot_start(error, [*lanes["plain"].clear(), *lanes["async"].clear()])
+            return
+        for kind in ["plain"] * wanted + ["async"] * bool(more):
+            begun[kind] += 1
+            self.pump.soon(partial(self._start, kind))
+
+    def _cannot_start(self, error: OSError, jobs: list[Job]) -> None:
+        """Nothing can be started (no descriptors, no processes left): tasks fail of it, none waits for ever."""
+        for job in jobs:
+            self.end(job, (job.parcel, REPORT_RAISED, Unreachable(f"cannot start a child process: {error}")))
 
     def grow(self) -> None:
         """A child is gone: `submit` looks again whether one is wanted."""
@@ -325,9 +329,7 @@ class Supervisor(Engine):
                 if not self.children:
                     job = self.feeder.lanes[kind].pop()
                     if job is not None:
-                        self.end(
-                            job, (job.parcel, REPORT_RAISED, Unreachable(f"cannot start a child process: {error}"))
-                        )
+                        self._cannot_start(error, [job])
                         self.want_children()
             else:
                 self.children.append(child)
@@ -467,6 +469,7 @@ class Supervisor(Engine):
                     out.append((job.sink, (job.parcel, REPORT_WANT)))
             elif kind == READY:
                 child.ready = True
+                self.watch.came_up()
             elif kind == SETUP_FAILED:
                 child.setup_error = record[1]
         if speaker is not None:

@@ -119,7 +119,7 @@ def _build(url: str | Url, kinds: tuple[str, ...], carried: str, options: dict[s
 
 def refuse_unknown(name: str, kind: type, options: dict[str, Any]) -> None:
     """Raise `UsageError` for an option that neither `from_url` nor the constructor takes by name."""
-    if not options:
+    if not options or not kind.traits.local:  # type: ignore[attr-defined]
         return
     import inspect
 

@@ -1,0 +1,56 @@
+"""Every example runs, quickly, without a warning, and prints what it is about."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SECONDS = 10.0
+EXPECTED = {
+    "01_progress.py": "sha256: ",
+    "02_listeners.py": "the end comes last: True",
+    "03_stream_items.py": "errors.py:8: class MessageError(Exception):",
+    "04_cancel.py": "stubborn was stopped by: SIGTERM; events: started, cancelled",
+    "05_talk.py": "changes: 2",
+    "06_retries.py": "booked by attempt 2",
+    "07_map.py": "2262 primes below 20,002",
+    "08_asyncio.py": "['ONE', 'TWO', 'THREE']",
+    "09_crashes.py": "the others: [0, 1, 4, 9, 16]",
+    "10_share.py": "has the most words of its own",
+    "11_capture_and_group.py": "; the group: 100% 3/3",
+    "12_engines.py": "inline               df493a048918  started, progress, progress, succeeded",
+}
+
+
+def clean_environment() -> dict[str, str]:
+    """Ours, without what would change how an example or page runs."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("REVOLVE_", "PYTHON"))}
+
+
+def test_every_example_is_expected_and_numbered():
+    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted(EXPECTED)
+    numbers = [int(name[:2]) for name in sorted(EXPECTED)]
+    assert numbers == list(range(1, len(EXPECTED) + 1))
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_the_example_runs(name, tmp_path):
+    source = (EXAMPLES / name).read_text(encoding="utf-8")
+    assert source.count("\n") < 60, "an example is to be read at a glance"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / name],
+        cwd=tmp_path,
+        env=clean_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=SECONDS,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert EXPECTED[name] in done.stdout
