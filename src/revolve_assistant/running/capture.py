@@ -192,6 +192,13 @@ class _Records(logging.Handler):
     def createLock(self) -> None:  # noqa: N802 - logging's name
         self.lock = None
 
+    def handle(self, record: logging.LogRecord) -> Any:
+        """As `Handler.handle`, without a lock: from 3.13 on that one takes it unasked."""
+        kept = self.filter(record)
+        if kept:
+            self.emit(kept if isinstance(kept, logging.LogRecord) else record)
+        return kept
+
     def emit(self, record: logging.LogRecord) -> None:
         # One event a record, whether it comes by the root or by a StreamHandler on our stderr, or by both.
         if not self.capture.wants() or record.__dict__.get("_revolve") is self.capture:

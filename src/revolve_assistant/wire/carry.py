@@ -92,6 +92,10 @@ class Carrier:
         """The call as bytes. Raises `NotCarriable`, which names the part at fault; `UsageError` for no callable."""
         function = self._recall(fn)
         plain = ATOMS.issuperset(map(type, args)) and (not kwargs or ATOMS.issuperset(map(type, kwargs.values())))
+        sent = args
+        if bytes in map(type, args):
+            sent = tuple(_Beside(each) if type(each) is bytes and len(each) >= OUT_OF_BAND else each for each in args)
+            plain = plain and sent == args
         if plain and function is not None:
             return Work(function, dumps((args, kwargs), 5))
         outer, met.keys = met.keys, []
@@ -100,7 +104,7 @@ class Carrier:
                 function = self._learn(fn)
             buffers: list[PickleBuffer] = []
             try:
-                payload = encode((args, kwargs), buffers)
+                payload = encode((sent, kwargs), buffers)
             except Exception as error:
                 from .remote import refuse_call
 
@@ -149,7 +153,10 @@ class Carrier:
 
 def pack(value: Any, what: str = "value") -> tuple[bytes, list[PickleBuffer] | None]:
     """A value as pickle 5 and its large buffers; raises `NotCarriable`, whose message calls the value `what`."""
-    if type(value) in ATOMS:
+    kind = type(value)
+    if kind is bytes and len(value) >= OUT_OF_BAND:
+        value = _Beside(value)
+    elif kind in ATOMS:
         return dumps(value, 5), None
     buffers: list[PickleBuffer] = []
     try:
@@ -158,6 +165,18 @@ def pack(value: Any, what: str = "value") -> tuple[bytes, list[PickleBuffer] | N
         from .remote import refuse
 
         refuse(what, what, value, error)
+
+
+class _Beside:
+    """Large bytes that travel beside the pickle, so that they are copied once less on each side."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: bytes) -> None:
+        self.value = value
+
+    def __reduce_ex__(self, _protocol: Any) -> tuple[Any, ...]:
+        return (bytes, (PickleBuffer(self.value),))
 
 
 def unpack(data: bytes, buffers: Sequence[Any] | None = None) -> Any:
