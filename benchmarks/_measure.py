@@ -80,9 +80,12 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
-def table(lines: list[Line]) -> str:
+def table(lines: list[Line], markdown: bool = False) -> str:
     head = ("row", "what", "ours", "peer", "ratio median (min…max)", "goal", "met")
     rows = [head, *(line.cells() for line in lines)]
+    if markdown:
+        rows.insert(1, ("---",) * len(head))
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     text.insert(1, "  ".join("-" * width for width in widths))

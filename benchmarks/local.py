@@ -1,4 +1,4 @@
-"""The embedded engine beside its peers: `python benchmarks/local.py [row …] [--rounds N] [--json]`.
+"""The embedded engine beside its peers: `python benchmarks/local.py [row …] [--rounds N] [--json | --markdown]`.
 
 Every row runs ours and the peer in turn, several rounds in one run, and judges the median of the rounds' ratios: on
 a shared machine absolute times drift, ratios hardly. With several rows each gets a process of its own.
@@ -502,6 +502,7 @@ def main() -> int:
     parser.add_argument("rows", nargs="*", metavar="row", help=f"of {', '.join(ROWS)}; all when none is given")
     parser.add_argument("--rounds", type=int, default=7, help="how often each is measured (default 7)")
     parser.add_argument("--json", action="store_true", help="every single figure, as JSON")
+    parser.add_argument("--markdown", action="store_true", help="the table as it stands in README.md")
     options = parser.parse_args()
     rows = options.rows or list(ROWS)
     if unknown := [row for row in rows if row not in ROWS]:
@@ -521,7 +522,7 @@ def main() -> int:
         names = ("revolve-assistant", "msgspec", "joblib", "loky", "numpy")
         versions = [f"{name} {version(name)}" for name in names]
         print(time.strftime("%Y-%m-%d %H:%M"), platform.python_version(), *versions, sep=", ")
-        print(table(lines))
+        print(table(lines, options.markdown))
         busy = ", ".join(f"{row} {each['others']:.1f}" for row, each in machine.items())
         print(f"{options.rounds} rounds; CPUs that others kept busy meanwhile (of {os.cpu_count()}): {busy}")
         for row, each in machine.items():

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures as cf
 import contextlib
-import gc
 import functools
+import gc
 import itertools
 import os
 import sys
@@ -25,8 +25,16 @@ import numpy
 import pytest
 
 from revolve_assistant import (
-    Client, ClientClosed, NotCarriable, RemoteError, TaskCancelled, TaskLost, UsageError, current_task, emit,
-)  # fmt: skip
+    Client,
+    ClientClosed,
+    NotCarriable,
+    RemoteError,
+    TaskCancelled,
+    TaskLost,
+    UsageError,
+    current_task,
+    emit,
+)
 
 
 class Gate:
@@ -173,7 +181,7 @@ def test_result_and_exception_time_out(client: Client) -> None:
 
 @pytest.mark.parametrize("number", [0, -1])
 def test_max_workers_must_be_positive(number: int) -> None:
-    with pytest.raises(ValueError, match="max_workers=-?[01] must be greater than 0"):
+    with pytest.raises(ValueError, match=r"max_workers=-?[01] must be greater than 0"):
         Client(max_workers=number)
 
 
@@ -324,7 +332,7 @@ async def later(value: Any) -> Any:
 
 def count(stop: int) -> Iterator[int]:
     yield from range(stop)
-    return stop * 10  # noqa: B901
+    return stop * 10
 
 
 def test_map_of_coroutines_and_generators_and_a_bar(client: Client) -> None:
@@ -414,16 +422,21 @@ def test_waiting_where_it_would_be_for_ever_is_refused(client: Client) -> None:
     assert [type(error) for error in refused][:2] == [UsageError, UsageError]
 
 
-def test_leaving_by_an_exception_waits_and_by_an_interrupt_cancels() -> None:
-    with pytest.raises(OwnError), Client(max_workers=1) as client:
-        tasks = [client.submit(abs, i) for i in range(5)]
-        raise OwnError
-    assert {task.state for task in tasks} == {"succeeded"}
-    with pytest.raises(KeyboardInterrupt), Client(max_workers=1, ladder=(0.01, 5, 5)) as client:
-        tasks = [client.submit(hear), client.submit(abs, 1)]
-        next(iter(tasks[0].events("started")))
-        raise KeyboardInterrupt
-    assert {task.state for task in tasks} == {"cancelled"}
+@pytest.mark.parametrize(("error", "state"), [(OwnError, "succeeded"), (KeyboardInterrupt, "cancelled")])
+def test_leaving_by_an_exception_waits_and_by_an_interrupt_cancels(error: type[BaseException], state: str) -> None:
+    tasks: list[Any] = []
+
+    def leave() -> None:
+        with Client(max_workers=1, ladder=(0.01, 5, 5)) as client:
+            tasks.extend([client.submit(hear), client.submit(abs, 1)])
+            next(iter(tasks[0].events("started")))
+            if error is OwnError:
+                tasks[0].send("go")
+            raise error
+
+    with pytest.raises(error):
+        leave()
+    assert {task.state for task in tasks} == {state}
 
 
 def test_a_dropped_client_finishes_its_tasks() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -44,9 +45,15 @@ def run(tmp_path: Path) -> Run:
         """Run Python with these arguments; `code` goes to stdin."""
         command = [sys.executable, *args]
         return subprocess.run(
-            command, input=textwrap.dedent(code), capture_output=True, text=True, timeout=50, cwd=tmp_path, check=False,
+            command,
+            input=textwrap.dedent(code),
+            capture_output=True,
+            text=True,
+            timeout=50,
+            cwd=tmp_path,
+            check=False,
             **options,
-        )  # fmt: skip
+        )
 
     return run
 
@@ -91,8 +98,8 @@ def test_a_module(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_interactive_interpreter(run: Run) -> None:
-    code = WORK.replace("\n\nclass", "\nclass").replace("    return", "    return").replace("(point.x * 2)\n", "(point.x * 2)\n\n")
-    code = code.replace("= x\n\n", "= x\n\n").replace("child\")\n", "child\")\n")
+    code = re.sub(r"\n\n+", "\n", WORK)  # an empty line ends a definition there, and only that
+    code = re.sub(r"(\n    .*)\n(?! )", r"\1\n\n", code)
     done = run("-i", "-q", code=code, env={**os.environ, "PYTHON_BASIC_REPL": "1"})
     assert done.stderr.replace(">>> ", "").replace("... ", "").strip() == ""
     assert sorted(done.stdout.split("\n")[:-1]) == sorted(SAID)
@@ -103,7 +110,8 @@ def test_the_interactive_interpreter(run: Run) -> None:
 
 
 def test_pending_tasks_end_after_the_script(script: Run, tmp_path: Path) -> None:
-    said = quiet(script("""
+    said = quiet(
+        script("""
         import time
         from pathlib import Path
         from revolve_assistant import Client
@@ -113,7 +121,8 @@ def test_pending_tasks_end_after_the_script(script: Run, tmp_path: Path) -> None
         results = client.map(Path.touch, [Path("mapped")])
         delayed = client.options(delay=0.1).submit(Path("delayed").touch)
         Client().submit(Path("dropped").touch)
-    """))  # fmt: skip
+    """)
+    )
     assert said == []
     assert {"done", "mapped", "delayed", "dropped"} <= set(os.listdir(tmp_path))
 
@@ -133,7 +142,8 @@ def test_shutdown_without_waiting_ends_with_the_program(script: Run) -> None:  #
 
 
 def test_pending_tasks_may_be_cancelled_without_waiting(script: Run) -> None:
-    said = quiet(script("""
+    said = quiet(
+        script("""
         import time
         from revolve_assistant import Client
 
@@ -142,12 +152,14 @@ def test_pending_tasks_may_be_cancelled_without_waiting(script: Run) -> None:
         next(iter(first.events("started")))
         others = [client.submit(print, "orange") for _ in range(10)]
         client.shutdown(wait=False, cancel_futures=True)
-    """))  # fmt: skip
+    """)
+    )
     assert said == ["apple"]
 
 
 def test_clients_that_do_nothing(script: Run) -> None:
-    said = quiet(script("""
+    said = quiet(
+        script("""
         import threading
         from revolve_assistant import Client
 
@@ -158,12 +170,14 @@ def test_clients_that_do_nothing(script: Run) -> None:
         thread = threading.Thread(target=lambda: Client(max_workers=1).submit(print, "from a thread"), daemon=True)
         thread.start()
         thread.join()
-    """))  # fmt: skip
+    """)
+    )
     assert said == ["from a thread"]
 
 
 def test_a_daemon_thread_that_waits(script: Run) -> None:
-    said = quiet(script("""
+    said = quiet(
+        script("""
         import threading, time
         from revolve_assistant import Client
 
@@ -178,7 +192,8 @@ def test_a_daemon_thread_that_waits(script: Run) -> None:
         running = threading.Event()
         threading.Thread(target=main, daemon=True).start()
         running.wait()
-    """))  # fmt: skip
+    """)
+    )
     assert said == ["ended"]
 
 
@@ -198,7 +213,8 @@ def test_exit_codes_are_kept(script: Run) -> None:
 
 
 def test_submitting_at_exit_is_refused(script: Run) -> None:
-    said = quiet(script("""
+    said = quiet(
+        script("""
         import atexit
 
         @atexit.register
@@ -211,7 +227,8 @@ def test_submitting_at_exit_is_refused(script: Run) -> None:
         from revolve_assistant import Client
         client = Client(max_workers=1)
         client.submit(id, 42).result()
-    """))  # fmt: skip
+    """)
+    )
     assert said == ["ClientClosed cannot submit: the client was shut down"]
 
 
@@ -248,11 +265,52 @@ def test_an_interrupt_cancels_and_says_so_once(script: Run) -> None:
     assert done.stderr.rstrip().endswith("KeyboardInterrupt")
 
 
+@pytest.mark.parametrize("asks", [True, False])
+def test_signals_at_any_moment_leave_a_client_that_works(script: Run, asks: bool) -> None:
+    said = quiet(script(f"""
+        import random, signal
+        from revolve_assistant import Client
+
+        class Signal(BaseException):
+            pass
+
+        def handler(*_):
+            if inside:
+                raise Signal
+
+        inside, dice, interrupts = False, random.Random({asks}), 0
+        signal.signal(signal.SIGALRM, handler)
+        client = Client(max_workers=1)
+        client.submit(abs, 1).result()
+        while interrupts < 100:
+            try:
+                inside = True
+                signal.setitimer(signal.ITIMER_REAL, dice.uniform(0.0002, 0.002))
+                for _ in range(1000):
+                    task = client.submit(abs, 1)
+                    if {asks}:
+                        task.result()
+            except Signal:
+                interrupts += 1
+            finally:
+                inside = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            assert client.submit(abs, -2).result(timeout=20) == 2, interrupts
+            assert signal.getsignal(signal.SIGALRM) is handler, interrupts
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, interrupts
+        client.shutdown()
+        print("well")
+    """))  # fmt: skip
+    assert said == ["well"]
+
+
 # --- forks
 
 
 def test_a_fork_of_the_caller_harms_nobody(script: Run) -> None:
-    said = quiet(script("""
+    said = quiet(
+        script(
+            """
         import os, sys, time
         from revolve_assistant import Client
 
@@ -267,12 +325,17 @@ def test_a_fork_of_the_caller_harms_nobody(script: Run) -> None:
         assert task.result() == pid
         assert client.submit(os.getpid).result() == pid
         print("well")
-    """, "-Wignore"))  # fmt: skip
+    """,
+            "-Wignore",
+        )
+    )
     assert said == ["well"]
 
 
 def test_a_client_works_in_a_forked_process(script: Run) -> None:
-    said = quiet(script("""
+    said = quiet(
+        script(
+            """
         import concurrent.futures, multiprocessing, os
         from revolve_assistant import Client
 
@@ -291,12 +354,16 @@ def test_a_client_works_in_a_forked_process(script: Run) -> None:
             assert list(pool.map(work, range(2))) == [True, True]
         assert client.submit(os.getpid).result() == pid
         print("well")
-    """, "-Wignore"))  # fmt: skip
+    """,
+            "-Wignore",
+        )
+    )
     assert said == ["well"]
 
 
 def test_a_client_in_a_task(script: Run) -> None:
-    said = quiet(script("""
+    said = quiet(
+        script("""
         from revolve_assistant import Client
 
         def work(depth):
@@ -306,5 +373,6 @@ def test_a_client_in_a_task(script: Run) -> None:
                 return [depth, *client.submit(work, depth - 1).result()]
 
         print(Client(max_workers=1).submit(work, 2).result())
-    """))  # fmt: skip
+    """)
+    )
     assert said == ["[2, 1, 0]"]

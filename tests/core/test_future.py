@@ -144,7 +144,10 @@ def test_two_threads_wait_for_tasks_and_futures_mixed(client: Client) -> None:
     usual = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        threads = [threading.Thread(target=wait, args=args, daemon=True) for args in [(low, made[middle]), (made[middle], high)]]
+        threads = [
+            threading.Thread(target=wait, args=args, daemon=True)
+            for args in [(low, made[middle]), (made[middle], high)]
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -170,7 +173,10 @@ def test_asyncio_runs_in_it_and_wraps_it(client: Client) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         assert await loop.run_in_executor(client, mul, 6, 7) == 42
-        assert await asyncio.gather(asyncio.wrap_future(client.submit(abs, -1)), loop.run_in_executor(client, int)) == [1, 0]
+        assert await asyncio.gather(asyncio.wrap_future(client.submit(abs, -1)), loop.run_in_executor(client, int)) == [
+            1,
+            0,
+        ]
         with pytest.raises(OwnError):
             await asyncio.wrap_future(client.submit(fail))
 

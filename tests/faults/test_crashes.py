@@ -28,8 +28,17 @@ from typing import Any
 import pytest
 
 from revolve_assistant import (
-    CancelSignal, Client, NotCarriable, RemoteError, Task, TaskCancelled, TaskLost, Unreachable, current_task, emit,
-)  # fmt: skip
+    CancelSignal,
+    Client,
+    NotCarriable,
+    RemoteError,
+    Task,
+    TaskCancelled,
+    TaskLost,
+    Unreachable,
+    current_task,
+    emit,
+)
 from revolve_assistant.pool import watch
 
 MIB = 1 << 20
@@ -518,5 +527,7 @@ def test_no_descriptors_left_is_an_error_that_passes() -> None:
             assert len(os.listdir("/proc/self/fd")) - 1 <= used + 3, (room, used, os.listdir("/proc/self/fd"))
         assert client.submit(abs, -2).result() == 2
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=50, check=False
+    )
     assert (done.returncode, done.stdout.split()[0]) == (0, Unreachable.__name__), done.stderr

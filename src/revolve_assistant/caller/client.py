@@ -220,18 +220,17 @@ class Client(concurrent.futures.Executor):
                         return holder
                     self._uniques[options.unique] = task
                 task._unique = options.unique
-        self._tasks[parcel.id] = task
-        if self._shut:  # shut down meanwhile, by another thread
-            self._tasks.pop(parcel.id, None)
-            raise ClientClosed("cannot submit: the client was shut down")
-        if options.delay:
-            self._later(task, options.delay)
-        else:
-            try:
+        try:
+            self._tasks[parcel.id] = task
+            if self._shut:  # shut down meanwhile, by another thread
+                raise ClientClosed("cannot submit: the client was shut down")
+            if options.delay:
+                self._later(task, options.delay)
+            else:
                 self._engine.submit((parcel,), _sink)
-            except BaseException:
-                self._tasks.pop(parcel.id, None)
-                raise
+        except BaseException:  # also a Ctrl-C: nobody will hear of it, so nobody waits for it
+            self._tasks.pop(parcel.id, None)
+            raise
         return task
 
     def _later(self, task: Task[Any], delay: float) -> None:
@@ -289,7 +288,9 @@ class Client(concurrent.futures.Executor):
         if timer is not None:  # it waits for its delay or its next attempt: nobody runs it
             task._settle("cancelled", "unstarted", _cancelled(task, "unstarted"))
             return True
-        self._engine.cancel(task._id)
+        parcel = task._parcel
+        if not self._engine.cancel(task._id) and parcel is not None and parcel._ is None:
+            task._settle("cancelled", "unstarted", _cancelled(task, "unstarted"))  # it never got there
         return True
 
     def _send(self, task: Task[Any], name: str, packed: Any) -> bool:

@@ -258,8 +258,14 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
         """Call the listeners of `name` here and now, in this thread; nothing is sent."""
         record = (LOCAL, 0, name, time(), args)
         self._call_listeners(record, 1, 0)
-        for heard, listener in self._late or ():  # added a moment ago, not yet sorted in by the dispatcher
+        for late in tuple(self._late or ()):  # added a moment ago, not yet sorted in by the dispatcher
+            heard, listener = late
             if heard == name or heard == "*":
+                if listener.once:
+                    with _ending:
+                        if late not in (self._late or ()):
+                            continue
+                        self._late.remove(late)  # type: ignore[union-attr]
                 self._call_one(listener.fn, record, heard == "*", 0, 1)
 
     def emit_batch(self, events: Sequence[tuple[Any, ...]]) -> None:

@@ -318,6 +318,15 @@ class PlainChild(Child):
         self.deferred = False
         self.main_thread = get_ident()
         signal.signal(signal.SIGINT, self._on_sigint)
+        sys.unraisablehook = self._unraisable
+
+    def _unraisable(self, what: Any) -> None:
+        """A CancelSignal that struck in a `__del__` or weakref callback, where Python drops it: `_insist` again."""
+        if what.exc_type is CancelSignal:
+            self.interrupted = False
+            self.deferred = True
+        else:
+            sys.__unraisablehook__(what)
 
     def _on_sigint(self, _signum: int, frame: Any) -> None:
         """The supervisor's second rung. Not in the middle of our own bookkeeping: then `interrupt` tries again."""
@@ -339,7 +348,7 @@ class PlainChild(Child):
 
     def _insist(self, seq: int) -> None:
         """Signal the main thread again while it was in the middle of our own code when the signal came."""
-        while self.words[at.ENDED] < seq and not self.interrupted:
+        while self.words[at.ENDED] < seq:
             sleep(0.005)
             if self.deferred:
                 self.deferred = False

@@ -55,15 +55,20 @@ class Feeder:
         inbox = self.inbox
         coroutines = False
         while inbox:
-            job = inbox.popleft()
+            job = inbox[0]
             kind = job.parcel.work.function.kind
-            if kind in PLAIN:
+            if kind in PLAIN and job.child is not None:
+                inbox.popleft()  # given a moment ago, by a thread that a signal interrupted right here
+            elif kind in PLAIN:
                 if self.idle and not self.lanes["plain"].count and not self.supervisor.closing:
-                    self.give(self.idle.pop(), [job])
+                    self.give(self.idle[-1], [job])
+                    inbox.popleft()
+                    self.idle.pop()
                 else:
+                    inbox.popleft()
                     self.lanes["plain"].push(job)
             else:
-                self.lanes["async"].push(job)
+                self.lanes["async"].push(inbox.popleft())
                 coroutines = True
         if coroutines:
             self.supervisor.grow()

@@ -165,6 +165,8 @@ class Ladder:
         job.timer = job.stalled = job.silence = None
         child = job.child
         if job.reason and child is not None and not child.dead:
+            if child.kind == "async":
+                child.blocked = False
             words = child.words
             if words[at.FLAG] == job.seq:
                 words[at.FLAG] = 0

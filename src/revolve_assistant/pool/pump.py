@@ -169,13 +169,31 @@ class Pump:
         thread brings about.
         """
         me = get_ident()
+        if self._leader or self._stopped or self.thread is None or self.thread.ident == me:
+            return False
+        if threading.current_thread() is not threading.main_thread():
+            return self._lead(me, ended, timeout, register, None)
+        shield = _Shield()
+        shield.install()
+        try:
+            return self._lead(me, ended, timeout, register, shield)
+        finally:
+            shield.remove()
+
+    def _lead(
+        self,
+        me: int,
+        ended: Callable[[], bool],
+        timeout: float | None,
+        register: Register,
+        shield: _Shield | None,
+    ) -> bool:
         with self._lock:
-            if self._leader or self._stopped or self.thread is None or self.thread.ident == me:
+            if self._leader or self._stopped:
                 return False
             self._leader = me
         began = monotonic()
         deadline = float("inf") if timeout is None else began + timeout
-        shield = _Shield() if threading.current_thread() is threading.main_thread() else None
         forget = register(self._poke_leader)
         try:
             if not self._turn.acquire(False):
@@ -228,12 +246,11 @@ class Pump:
         rest = -1.0 if until == float("inf") else max(0.0, until - monotonic())
         if self._soon:
             rest = 0.0
-        ready = self._poller.poll(rest * 1000 if self._milliseconds and rest > 0 else rest)
-        if shield is None:
-            self._call(ready, due_at)
-        else:
-            with shield:
-                self._call(ready, due_at)
+        if self._milliseconds and rest > 0:
+            rest *= 1000
+        poll = self._poller.poll
+        ready = poll(rest) if shield is None else shield.wait(poll, rest)
+        self._call(ready, due_at)
 
     def _call(self, ready: list[tuple[int, int]], until: float) -> None:
         timers = self._timers
@@ -274,10 +291,10 @@ class Pump:
 
 
 class _Shield:
-    """Holds back signal handlers of the main thread while it does the pump's work.
+    """Holds back signal handlers of the main thread while it leads, but for the time it waits.
 
     A handler may raise at any byte code, as KeyboardInterrupt does; here that would lose what was half taken in.
-    The signal is handled right after.
+    While it waits in `poll` nothing is lost: descriptors that are ready are ready in the next round too.
     """
 
     SIGNALS = tuple(
@@ -285,22 +302,48 @@ class _Shield:
     )
 
     def __init__(self) -> None:
-        self._handlers = [(number, signal.getsignal(number)) for number in self.SIGNALS]
-        self._handlers = [(number, handler) for number, handler in self._handlers if callable(handler)]
+        known = ((number, signal.getsignal(number)) for number in self.SIGNALS)
+        self._handlers = {number: handler for number, handler in known if callable(handler)}
         self._held: list[tuple[int, Any]] = []
+        self._open = True  # handlers are called, not held
 
-    def _hold(self, number: int, frame: Any) -> None:
-        self._held.append((number, frame))
+    def _handle(self, number: int, frame: Any) -> None:
+        if self._open:
+            self._handlers[number](number, frame)
+        else:
+            self._held.append((number, frame))
 
-    def __enter__(self) -> None:
-        for number, _ in self._handlers:
-            signal.signal(number, self._hold)
+    def install(self) -> None:
+        try:
+            for number in self._handlers:
+                signal.signal(number, self._handle)
+            self._open = False
+        except BaseException:
+            self.remove()
+            raise
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers:
-            signal.signal(number, handler)
+    def wait(self, poll: Callable[[float], list[tuple[int, int]]], rest: float) -> list[tuple[int, int]]:
+        try:
+            self._open = True
+            while self._held:
+                self._handle(*self._held.pop(0))
+            return poll(rest)
+        finally:
+            self._open = False
+
+    def remove(self) -> None:
+        """Put the handlers back, whatever they raise meanwhile, then handle what was held."""
+        left = list(self._handlers.items())
+        problem: BaseException | None = None
+        while left:
+            try:
+                while left:
+                    signal.signal(*left[-1])
+                    left.pop()
+            except BaseException as error:
+                problem = error
+        self._open = True
+        if problem is not None:
+            raise problem
         while self._held:
-            number, frame = self._held.pop(0)
-            for known, handler in self._handlers:
-                if known == number and callable(handler):
-                    handler(number, frame)
+            self._handle(*self._held.pop(0))

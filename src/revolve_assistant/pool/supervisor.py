@@ -141,10 +141,16 @@ class Supervisor(Engine):
         # Without the lock, so that a caller in a loop does not wait for the pump: who makes a child idle looks into
         # the inbox afterwards, so one of the two sees the other.
         if self.feeder.idle or self._growing or self.closing:
-            with self.lock:
-                self.feeder.take_in()
-                if self.feeder.waiting:
-                    self.want_children()
+            try:
+                with self.lock:
+                    self.feeder.take_in()
+                    if self.feeder.waiting:
+                        self.want_children()
+            except BaseException:  # a Ctrl-C in our midst: what was not sent after all goes elsewhere
+                self.pump.soon(self.watch.recall_all)
+                raise
+            if self.reports:
+                self.deliver()
 
     def state(self, ids: Iterable[str]) -> Mapping[str, EngineState]:
         found: dict[str, EngineState] = {}

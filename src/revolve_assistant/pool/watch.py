@@ -110,6 +110,14 @@ class Watch:
             words[at.HIGH] = high
         self.supervisor.pump.at(monotonic() + at.SETTLE, lambda: self._recalled(child, high))
 
+    def recall_all(self) -> None:
+        """Take back whatever no child has begun."""
+        with self.supervisor.lock:
+            self.supervisor.feeder.take_in()
+            for child in self.supervisor.children:
+                if child.jobs and child.kind == "plain" and not child.dead:
+                    self.recall(child)
+
     def _recalled(self, child: ChildProcess, high: int) -> None:
         supervisor = self.supervisor
         with supervisor.lock:

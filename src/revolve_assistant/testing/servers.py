@@ -1,0 +1,170 @@
+"""Real servers for tests: each on a free port of this machine, with a temporary folder of its own.
+
+    with Gearmand() as server:
+        connect(server.host, server.port)
+        server.kill()               # SIGKILL, as a crash
+        server.start()              # again, on the same port
+
+The port stays the same for the life of the object. `start` returns once the server accepts connections.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from typing import ClassVar, TypeVar
+
+from ..errors import ProviderMissing, Unreachable, UsageError
+
+Self = TypeVar("Self", bound="Server")
+
+_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])  # servers live in sbin
+_PAUSE = 0.01  # seconds between attempts to connect
+
+
+class Server:
+    """A server program under test. A subclass says `program`, `package` and how it is started (`command`)."""
+
+    program: ClassVar[str]
+    package: ClassVar[str]  # the Debian package that brings the program
+
+    def __init__(self, *args: str, timeout: float = 20.0) -> None:
+        """`args` go to the program as they are, `timeout` (seconds) bounds `start` and `stop`. Nothing is started.
+
+        Raises `ProviderMissing` when the program is not installed.
+        """
+        path = shutil.which(self.program, path=_PATH)
+        if path is None:
+            raise ProviderMissing(f"{self.program} is not installed; on Debian: apt-get install {self.package}")
+        self.path = path
+        self.args = args
+        self.timeout = timeout
+        self.host = "127.0.0.1"
+        self.port = free_port()
+        self.folder = tempfile.mkdtemp(prefix=f"{self.program}-")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> list[str]:
+        """The command line, without `args`: in the foreground, on `host` and `port`, files only in `folder`."""
+        raise NotImplementedError
+
+    def __enter__(self: Self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start it, or start it again on the same port; wait until it accepts. Raises `Unreachable` with its log."""
+        if self.process is not None:
+            raise UsageError(f"{self.program} runs already, as process {self.process.pid}; stop or kill it first")
+        with open(self.log_path, "ab") as log:
+            self.process = subprocess.Popen(
+                [*self.command(), *self.args], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder
+            )
+        deadline = time.monotonic() + self.timeout
+        pause = threading.Event()
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), timeout=1.0):
+                return
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                code = self.process.poll()
+                self.kill()
+                state = "does not answer" if code is None else f"ended at once with exit code {code}"
+                raise Unreachable(f"{self.program} on {self.host}:{self.port} {state}; its log:\n{self.log()}")
+            pause.wait(_PAUSE)
+
+    def stop(self) -> None:
+        """End it as its operator would (SIGTERM), with SIGKILL after `timeout`; wait for its end. Idempotent."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it as a crash would (SIGKILL); wait for its end. Idempotent."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """`kill`, then `start` on the same port."""
+        self.kill()
+        self.start()
+
+    def freeze(self) -> None:
+        """Stop it from doing anything (SIGSTOP): connections stay open and nobody answers."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on after `freeze`."""
+        self._signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """`kill`, and remove the folder. Idempotent."""
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        return self.host, self.port
+
+    @property
+    def log_path(self) -> str:
+        return os.path.join(self.folder, "log")
+
+    def log(self) -> str:
+        """What the server has printed so far."""
+        with contextlib.suppress(OSError), open(self.log_path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+        return ""
+
+    def _signal(self, number: int) -> None:
+        if self.process is None:
+            raise UsageError(f"{self.program} does not run; start it first")
+        self.process.send_signal(number)
+
+    def _end(self, number: int) -> None:
+        process, self.process = self.process, None
+        if process is None:
+            return
+        process.send_signal(number)
+        process.send_signal(signal.SIGCONT)  # a frozen one hears nothing else
+        try:
+            process.wait(self.timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+class Gearmand(Server):
+    """gearmand, which keeps its queue in memory unless `args` say otherwise (`--queue-type=libsqlite3`, …)."""
+
+    program = "gearmand"
+    package = "gearman-job-server"
+
+    def command(self) -> list[str]:
+        return [
+            self.path,
+            f"--listen={self.host}",
+            f"--port={self.port}",
+            "--log-file=stderr",
+            f"--pid-file={self.folder}/pid",
+            "--threads=1",
+            "--config-file=/dev/null",
+        ]
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listened on a moment ago."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
