@@ -293,6 +293,23 @@ def test_one_that_handles_sigterm_leaves_no_child_behind(make: Made) -> None:
     assert [child.pid for child in client._engine.children if not child.stopping] == [pid]
 
 
+def test_signals_that_the_caller_blocks_or_ignores_reach_its_children(make: Made) -> None:
+    usual = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+    handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        client = make((0, 0.05, NEVER))
+        asleep = running(client.submit(lambda: emit("here") or time.sleep(60)))
+        assert "test_cancel.py" in client.stack(asleep)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, usual)
+    deaf = client.submit(swallow)
+    asleep.cancel()
+    assert rung_of(asleep) == "exception"
+    running(deaf).cancel()
+    assert rung_of(deaf) == "SIGTERM"
+
+
 @pytest.mark.parametrize("wrong", [(1, 2), (1, 2, 3, 4), (1, 2, -1), (1, 2, "3"), 5, "abc", (1, 2, float("nan"))])
 def test_the_ladder_is_three_numbers(wrong: Any) -> None:
     with pytest.raises(UsageError, match="ladder"):

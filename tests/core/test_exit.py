@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+import revolve_assistant
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 WORK = """
@@ -104,6 +106,29 @@ def test_the_interactive_interpreter(run: Run) -> None:
     assert done.stderr.replace(">>> ", "").replace("... ", "").strip() == ""
     assert sorted(done.stdout.split("\n")[:-1]) == sorted(SAID)
     assert done.returncode == 0
+
+
+def test_a_path_made_at_run_time(run: Run, tmp_path: Path) -> None:
+    path = [each for each in sys.path if each] + [str(Path(revolve_assistant.__file__).parent.parent)]
+    code = f"import sys; sys.path[:] = {path!r}\n" + WORK
+    assert quiet(run("-S", "-E", "-c", code)) == sorted(SAID)
+
+
+@pytest.mark.parametrize("flags", [["-Xdev", "-Werror"], ["-I"], ["-OO"]])
+def test_flags_of_the_interpreter(run: Run, flags: list[str]) -> None:
+    said = quiet(run(*flags, "-c", WORK + "print(client.submit(lambda: __import__('sys').flags.optimize).result())"))
+    assert said == sorted([*SAID, "2" if flags == ["-OO"] else "0"])
+
+
+def test_closed_standard_streams(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "from revolve_assistant import Client\n"
+        "with Client(max_workers=1) as client:\n"
+        "    open('said', 'w').write(str(client.submit(pow, 2, 3).result()))\n"
+    )
+    command = f"exec {sys.executable} script.py 0<&- 1>&- 2>&-"
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, check=False, timeout=50).returncode == 0
+    assert (tmp_path / "said").read_text() == "8"
 
 
 # --- how the program ends

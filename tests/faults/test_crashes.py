@@ -14,6 +14,7 @@ import random
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -277,6 +278,33 @@ def test_a_callable_that_closes_every_descriptor(client: Client) -> None:
         time.sleep(60)
 
     error = client.submit(work).exception()
+    assert isinstance(error, TaskLost)
+    assert client.submit(square, 3).result() == 9
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_the_copy_of_a_child_that_forks_ends_with_its_callable(raises: bool) -> None:
+    def work() -> int:
+        forked = os.fork()
+        if raises and not forked:
+            raise ValueError("in the copy")
+        return forked
+
+    with Client(max_workers=1) as client:
+        for _ in range(5):
+            assert client.submit(work).result(timeout=20) > 0
+            assert client.submit(square, 3).result(timeout=20) == 9
+            assert min(client.map(lambda _: work(), range(3), timeout=20)) > 0
+
+
+def test_a_child_that_talks_nonsense_is_ended(client: Client) -> None:
+    def work() -> None:
+        for number in range(3, 64):  # whichever is the socket
+            with suppress(OSError):
+                socket.socket(fileno=os.dup(number)).send(b"\x05\0\0\0nonsense" * 9)
+        time.sleep(60)
+
+    error = client.submit(work).exception(timeout=20)
     assert isinstance(error, TaskLost)
     assert client.submit(square, 3).result() == 9
 

@@ -338,6 +338,8 @@ class PlainChild(Child):
                 break
             if frame.f_code.co_filename in _UNBROKEN:
                 self.deferred = True
+                if api.in_process is not None:
+                    api.in_process._mark = -1  # its emit looks up at once
                 return
             frame = frame.f_back
         self.interrupted = True
@@ -400,7 +402,7 @@ class PlainChild(Child):
 
     def end(self, seq: int) -> None:
         api.in_process = None
-        self.inside = self.interrupted = False
+        self.inside = self.interrupted = self.deferred = False
         self.words[at.ENDED] = seq
         self.runnings.pop(seq, None)
 
@@ -431,7 +433,7 @@ class PlainChild(Child):
             else:
                 self.result(seq, function.name, started, value)
         except CancelSignal:
-            self.cancelled(seq, started, "exception" if self.interrupted else "flag")
+            self.cancelled(seq, started, "exception" if self.interrupted or self.deferred else "flag")
         except BaseException as error:
             self.error(seq, started, error)
         finally:

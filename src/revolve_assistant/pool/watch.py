@@ -58,12 +58,29 @@ class Watch:
                 again = True
                 supervisor.take(child, records, size)
             if child.kind == "plain" and child.jobs:
+                self._look_for_unsent(child)
+            if child.kind == "plain" and child.jobs:
                 again = self._look_at_running(child) or again
             # a record held just after the last frame may be younger than this look
             again = again or monotonic() < child.heard + LOOK
             if again and child.check is None:
                 self.look_at(child)
         supervisor.deliver()
+
+    def _look_for_unsent(self, child: ChildProcess) -> None:
+        """Tasks run in their order, so one that was passed over and said nothing never got to the child.
+
+        That happens when a signal handler raises in the thread that was about to send it.
+        """
+        words = child.words
+        begun = words[at.RUNNING]
+        if next(iter(child.jobs)) < begun and words[at.FRAME] == child.frames and words[at.OUT] >> 32 == child.peeked:
+            unsent = [job for seq, job in child.jobs.items() if seq < begun]
+            for job in unsent:
+                del child.jobs[job.seq]
+            self.supervisor.feeder.again(unsent)
+            if not child.jobs:
+                self.supervisor.feeder.refill(child)
 
     def _look_at_running(self, child: ChildProcess) -> bool:
         """Announce what runs; take back what waits behind a slow task. True: look again soon."""
@@ -130,7 +147,7 @@ class Watch:
             child.cost = 0.0
             if back:
                 supervisor.feeder.again(back)
-            elif not child.jobs:
+            if not child.jobs:
                 supervisor.feeder.refill(child)
         supervisor.deliver()
 

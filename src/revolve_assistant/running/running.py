@@ -320,6 +320,11 @@ class Running:
         return condition
 
     def _want_credit(self) -> None:
+        if self._mark < 0:  # a signal came in the middle of our own code: this is the place to heed it
+            self._mark = self._credit if self._wanted else self._credit - CREDIT // 2
+            self.check()
+            if self._sent < self._mark:
+                return
         condition = self._condition()
         with condition:
             if not self._wanted:

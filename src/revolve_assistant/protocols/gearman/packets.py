@@ -135,7 +135,7 @@ FROM_SERVER: dict[Kind, tuple[str, ...]] = {
 
 
 class Packet(NamedTuple):
-    """One packet. `args` are bytes, in the order of the protocol; `packet["handle"]` finds one by its name."""
+    """One packet. `args` are bytes, in the order of the protocol; `get("handle")` finds one by its name."""
 
     kind: Kind
     args: tuple[bytes, ...] = ()
@@ -204,7 +204,7 @@ class Decoder:
         held = self._held
         if held:
             held += data
-            if len(held) < self._need:
+            if len(held) < self._need or (held[0] and b"\n" not in data and len(held) <= MAX_LINE):
                 return []
             data = bytes(held)
             held.clear()
@@ -239,9 +239,9 @@ class Decoder:
                     return at
                 continue
             if size - at < 12:
-                if not magic.startswith(data[at : at + 4][: size - at]):
+                if not magic.startswith(data[at : at + 4]):
                     raise self._stranger(data, at)
-                self._need = 12
+                self._need = 12 if size - at >= 4 else 1
                 return at
             start, number, length = _HEADER.unpack_from(data, at)
             if start != magic:
