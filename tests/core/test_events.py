@@ -360,7 +360,7 @@ def chatter() -> None:
 def test_stopping_a_task_within_an_emit_doubles_nothing() -> None:
     with Client(max_workers=1, ladder=(0.0, 30, 30)) as client:
         client.submit(abs, 1).result()
-        for _ in range(60):
+        for _ in range(16):
             task = client.submit(chatter)
             events = task.events("n")
             first = next(events)

@@ -96,6 +96,8 @@ class Hearing(Ending):
                     kept.begin_attempt()
                     kept.append([(LOCAL, 0, "started", when, (worker,))], 64)
                 self._log = kept
+                if self._listened:  # from now on nothing is trimmed before they have heard it
+                    self._reader = kept.reader(_nothing)
                 self._log_end()
             return kept
 
@@ -134,7 +136,9 @@ class Hearing(Ending):
             if self._late is None:
                 self._late = []
             self._late.append((name, listener))
-        self._ensure_log()
+            kept = self._ensure_log()
+            if self._reader is None:
+                self._reader = kept.reader(_nothing)
         self._post()
 
     def _post(self) -> None:
@@ -178,6 +182,8 @@ class Hearing(Ending):
 
     def _catch_up(self, kept: Log, stop: int, name: str, listener: Listener) -> bool:
         """A late listener hears what is buffered and was already dispatched. True: it wanted one, and had it."""
+        if stop == 0:
+            return False  # nothing was dispatched yet: it hears all with the others
         with kept.lock:
             first = kept.first
             records = [kept.records[i] for i in range(max(0, min(stop - first, len(kept.records))))]

@@ -393,6 +393,7 @@ class PlainChild(Child):
             words[at.ENDED] = seq
             with self.meeting:
                 self.early.pop(seq, None)
+            self.buffers.pop(seq, None)
             self.put(_encode((SKIPPED, seq)), True)
             return None
         running = Running(self, seq, id, attempt)
@@ -428,6 +429,8 @@ class PlainChild(Child):
                     value = run(running, function.kind, fn, args, kwargs)
             finally:
                 self.inside = False
+            if _copy:
+                _end_copy(False)
             if running._noticed:
                 self.cancelled(seq, started, "flag")
             else:
@@ -435,6 +438,8 @@ class PlainChild(Child):
         except CancelSignal:
             self.cancelled(seq, started, "exception" if self.interrupted or self.deferred else "flag")
         except BaseException as error:
+            if _copy:
+                _end_copy(True)
             self.error(seq, started, error)
         finally:
             fn = args = kwargs = value = None
@@ -465,12 +470,16 @@ class PlainChild(Child):
                     self.inside = True
                     args = item if whole else loads(item)
                     value = fn(*args) if plain else run(running, function.kind, fn, args, {})
+                    if _copy:
+                        _end_copy(False)
                     record = plain_record((ITEM_PLAIN, seq, index, value), value)
                     if record is None:
                         record = _encode((ITEM_RESULT, seq, index, in_band(value)))
                     self.inside = False
                 except BaseException as error:
                     self.inside = False
+                    if _copy:
+                        _end_copy(True)
                     from ..wire.remote import pack_error
 
                     if isinstance(error, CancelSignal):
@@ -492,6 +501,8 @@ def main(tasks_fd: int, control_fd: int, board_fd: int, life_fd: int) -> None:
     """Run as a child with the four descriptors that the supervisor passed."""
     for fd in (tasks_fd, control_fd, board_fd, life_fd):
         os.set_inheritable(fd, False)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])  # what the caller blocks or ignores is the caller's affair
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _bind_life(life_fd)
     import faulthandler
 
@@ -533,9 +544,25 @@ def main(tasks_fd: int, control_fd: int, board_fd: int, life_fd: int) -> None:
     child.leave()
 
 
+_copy = False  # this process was forked by a callable
+
+
 def _forked() -> None:
-    """A process that the callable forked shares our board: it must not speak through it."""
+    """A process that the callable forked shares our board and sockets: it must not speak through them."""
+    global _copy  # noqa: PLW0603 - a fact of this process
+    _copy = True
     api.in_process = None
+
+
+def _end_copy(failed: bool) -> None:
+    """A callable that forked has returned in the copy too: that ends here, as a program would."""
+    try:
+        if failed:
+            sys.excepthook(*sys.exc_info())
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(1 if failed else 0)
 
 
 def _bind_life(fd: int) -> None:

@@ -74,6 +74,7 @@ class ChildProcess:
         "kind",
         "life",
         "name",
+        "nonsense",
         "out",
         "peeked",
         "pid",
@@ -105,6 +106,7 @@ class ChildProcess:
         self.stopping = False  # gets no more tasks
         self.retired = False  # was asked to end
         self.dead = False
+        self.nonsense = False
         self.setup_error: bytes | None = None
         self.frames = 0  # frames received
         self.heard = 0.0  # when the last frame came, monotonic seconds
@@ -136,8 +138,9 @@ class ChildProcess:
                 tasks.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
             fds = [tasks.fileno(), control.fileno(), self.board_fd, life]
             root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+            path = [root, *(str(each) for each in sys.path if each)]  # all of it: it may have been made at run time
             code = (
-                f"import sys; sys.path[:1] = [{root!r}]; from revolve_assistant.pool.child import main; "
+                f"import sys; sys.path[:] = {path!r}; from revolve_assistant.pool.child import main; "
                 f"main({fds[0]}, {fds[1]}, {fds[2]}, {fds[3]})"
             )
             self.popen: subprocess.Popen[bytes] = subprocess.Popen(
@@ -248,7 +251,11 @@ class ChildProcess:
                 if end - start - 4 < length:
                     break
                 start += 4
-                found = _decode(whole[start : start + length])
+                try:
+                    found = _decode(whole[start : start + length])
+                except msgspec.DecodeError:  # no child of ours says this: whatever it is, it is given up
+                    self.nonsense = True
+                    return records, size, True
                 self.frames += 1
                 if self.peeked:
                     del found[: self.peeked]

@@ -25,7 +25,7 @@ from ..engine import Engine, EngineState, Parcel, Sink
 from ..errors import TaskLost, Unreachable, UsageError
 from ..traits import Traits
 from . import board as at
-from .feeder import Feeder
+from .feeder import PLAIN, Feeder
 from .jobs import ENDED, SENT, Job
 from .ladder import Ladder
 from .process import ChildProcess, child_environment
@@ -134,13 +134,16 @@ class Supervisor(Engine):
     def submit(self, parcels: Sequence[Parcel], sink: Sink) -> None:
         if self.closing:
             raise Unreachable("the engine is closed")
+        coroutines = False
         for parcel in parcels:
             job = parcel._ = Job(parcel, sink)
             self._open[parcel.id] = job
             self.feeder.inbox.append(job)
+            if parcel.work.function.kind not in PLAIN:
+                coroutines = True
         # Without the lock, so that a caller in a loop does not wait for the pump: who makes a child idle looks into
         # the inbox afterwards, so one of the two sees the other.
-        if self.feeder.idle or self._growing or self.closing:
+        if self.feeder.idle or self._growing or coroutines or self.closing:
             try:
                 with self.lock:
                     self.feeder.take_in()
@@ -373,6 +376,8 @@ class Supervisor(Engine):
                 if records:
                     child.heard = monotonic()
                     self.take(child, records, size)
+                if child.nonsense:
+                    self.watch.give_up(child, "it sent what is no record")
                 if closed:
                     self.pump.forget(child.tasks.fileno())
                     if child.pidfd < 0 or not child.wait(0):

@@ -177,7 +177,7 @@ class Watch:
                 if is_stopped(child.pid):
                     child.stopped_ticks += 1
                     if child.stopped_ticks >= STOPPED_TICKS:
-                        self._give_up(child, "it was stopped by a signal (SIGSTOP) and did not go on")
+                        self.give_up(child, "it was stopped by a signal (SIGSTOP) and did not go on")
                 else:
                     child.stopped_ticks = 0
             self._ticking = bool(busy)
@@ -186,14 +186,14 @@ class Watch:
         supervisor.deliver()
 
     def _over_memory(self, child: ChildProcess, used: int, limit: int) -> None:
-        self._give_up(
+        self.give_up(
             child,
             f"it used {_size(used)} of memory, more than memory_limit={_size(limit)}",
             memory_limit=limit,
             peak_memory=max(used, peak(child.pid)),
         )
 
-    def _give_up(self, child: ChildProcess, why: str, **facts: Any) -> None:
+    def give_up(self, child: ChildProcess, why: str, **facts: Any) -> None:
         """Kill a child for what its running task does to it."""
         for job in self._victims(child):
             if job.verdict is None:

@@ -409,7 +409,7 @@ def _wake_future(woken: Any) -> None:
 
 def _sound(text: str | None) -> str | None:
     """The text without lone surrogates, which no wire carries (file names may have them)."""
-    return text if text is None or text.isascii() else text.encode("utf-8", "replace").decode()
+    return text if text is None or text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _number(value: Any) -> float | None:
@@ -419,6 +419,8 @@ def _number(value: Any) -> float | None:
     if type(value) is int and -(1 << 63) <= value < 1 << 63:
         return value
     try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError
         return float(value)
     except (TypeError, ValueError, OverflowError):
         raise UsageError(f"progress takes numbers, got {value!r:.100}") from None

@@ -51,7 +51,7 @@ class WorkerState:
     """The worker of one connection. Not thread-safe; a new connection needs a new one."""
 
     def __init__(self, *, limit: int = 1, max_body: int = MAX_BODY) -> None:
-        """It holds up to `limit` jobs at a time; 0 grabs nothing. `limit` may be changed, then call `grab`."""
+        """It holds up to `limit` jobs at a time; 0 grabs nothing. `limit` may be changed."""
         self.limit = limit
         self.max_body = max_body
         self.asleep = False
@@ -84,7 +84,6 @@ class WorkerState:
             self.functions.add(name)
             self._send(Kind.CAN_DO, name)
             self.asleep = False  # jobs of this function may wait
-            self.grab()
 
     def cant_do(self, function: str | bytes) -> None:
         """Take no more jobs of this function. One not known is passed over."""
@@ -104,8 +103,8 @@ class WorkerState:
 
     # ---- taking jobs
 
-    def grab(self) -> None:
-        """Ask for jobs, if there is room and nothing says that there are none. Safe to call at any time."""
+    def _grab(self) -> None:
+        """Ask for jobs, if there is room and nothing says that there are none."""
         if not self.asleep and self.functions and not self._grabs:
             room = self.limit - len(self.held)
             if room > 0:
@@ -116,7 +115,6 @@ class WorkerState:
     def nudge(self) -> None:
         """Ask once more though asleep. Every 10 s or so: gearmand before 2.0 wakes nobody for a job due by time."""
         self.asleep = False
-        self.grab()
 
     def ping(self, data: bytes = _PING) -> None:
         """Have the server send the bytes back, to see whether it is there (`pinged`)."""
@@ -124,13 +122,14 @@ class WorkerState:
         self._send(Kind.ECHO_REQ, data)
 
     def data_to_send(self) -> bytes:
-        """What must go to the server now; empty: nothing."""
+        """What must go to the server now, grabs included; empty: nothing."""
+        self._grab()
         data = b"".join(self._out)
         self._out.clear()
         return data
 
     def receive(self, data: bytes) -> list[Assignment | Refusal]:
-        """Take bytes from the server: the jobs that it assigned, and its refusals. Sends grabs of its own.
+        """Take bytes from the server: the jobs that it assigned, and its refusals; then see `data_to_send`.
 
         Raises `ProtocolError`; if sound packets came before what is wrong, they are given first (see `error`).
         """
@@ -216,7 +215,6 @@ class WorkerState:
         elif self._found:
             self._found = False
             self._stride = min(self._stride * 2, max(self.limit, 1))
-        self.grab()
 
     def _answered(self, kind: Kind) -> None:
         if not self._grabs:
@@ -234,7 +232,6 @@ class WorkerState:
     def _end(self, job: Assignment) -> None:
         job.ended = True
         self.held.discard(job)
-        self.grab()
 
     def _send(self, kind: Kind, *args: bytes) -> None:
         self._out.append(encode(Packet(kind, args)))

@@ -1,0 +1,136 @@
+"""A TCP connection to a server: non-blocking, every call bounded, its errors name host and port. Not thread-safe."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import random
+import select
+import socket
+import time
+from collections.abc import Iterable
+
+from ...errors import ProtocolError, Unreachable, UsageError
+
+Address = tuple[str, int]
+
+PORT = 4730
+_CHUNK = 256 << 10  # bytes read at once
+_FIRST, _LONGEST = 0.05, 5.0  # seconds between attempts to connect: the first pause, the longest
+
+
+class Stream:
+    """An open connection. `connect` makes one."""
+
+    def __init__(self, one: socket.socket, address: Address) -> None:
+        self.address = address
+        self._socket = one
+
+    @classmethod
+    def connect(cls, address: Address, timeout: float) -> Stream:
+        """Connect within `timeout` seconds (name look-up apart). Raises `Unreachable`."""
+        try:
+            one = socket.create_connection(address, timeout=max(timeout, 0.001))
+        except TimeoutError:
+            raise Unreachable(f"{named(address)} did not accept a connection within {timeout:.3g} s") from None
+        except OSError as error:
+            raise Unreachable(f"no connection to {named(address)}: {_reason(error)}") from error
+        one.setblocking(False)
+        with contextlib.suppress(OSError):
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return cls(one, address)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, data: bytes | memoryview) -> int:
+        """Send what goes now; how many bytes. Raises `Unreachable`."""
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise Unreachable(f"lost the connection to {named(self.address)}: {_reason(error)}") from error
+
+    def receive(self) -> bytes | None:
+        """The bytes that are there, None if none are. Raises `Unreachable` when the connection has ended."""
+        try:
+            data = self._socket.recv(_CHUNK)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise Unreachable(f"lost the connection to {named(self.address)}: {_reason(error)}") from error
+        if not data:
+            raise Unreachable(f"{named(self.address)} closed the connection")
+        return data
+
+    def wait(self, timeout: float | None, *, write: bool = False, also: int | None = None) -> bool:
+        """Wait until there is something to read (or room to write) here, or to read from `also`; False: time is up."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN | (select.POLLOUT if write else 0))
+        if also is not None:
+            poll.register(also, select.POLLIN)
+        return bool(poll.poll(None if timeout is None else max(0.0, timeout * 1000)))
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Server:
+    """An address, and how long to leave it alone after it failed."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.error: Exception | None = None
+        self.not_before = 0.0
+        self._pause = 0.0
+
+    def failed(self, error: Exception) -> None:
+        self.error = error
+        self._pause = min(max(self._pause * 2, _FIRST), _LONGEST)
+        self.not_before = time.monotonic() + self._pause * random.uniform(0.5, 1.0)
+
+    def worked(self) -> None:
+        self.error, self._pause, self.not_before = None, 0.0, 0.0
+
+
+def addresses(servers: str | Address | Iterable[str | Address]) -> list[Address]:
+    """`("host", port)`, "host:port", "host" or several of these. Raises `UsageError`."""
+    if isinstance(servers, str):
+        servers = [servers]
+    elif isinstance(servers, tuple) and len(servers) == 2 and isinstance(servers[1], int):
+        servers = [(str(servers[0]), servers[1])]
+    found = []
+    for each in servers:
+        if isinstance(each, str):
+            host, colon, port = each.rpartition(":") if each.count(":") == 1 or "]:" in each else (each, "", "")
+            if colon and not port.isdigit():
+                raise UsageError(f"{each!r} is no server; write host:port or (host, port)")
+            address = (host.strip("[]"), int(port or PORT))
+        else:
+            address = (each[0], int(each[1]))
+        if not address[0] or not 0 < address[1] < 65536:
+            raise UsageError(f"{each!r} is no server; write host:port or (host, port), a port from 1 to 65535")
+        found.append(address)
+    if not found:
+        raise UsageError(f"no server; give at least one, e.g. [('127.0.0.1', {PORT})]")
+    return found
+
+
+def named(address: Address) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def stranger(address: Address, error: ProtocolError) -> ProtocolError:
+    """The same error, with where it came from."""
+    made = ProtocolError(f"{named(address)}: {error}; is a Gearman server on this port?")
+    made.__cause__ = error
+    return made
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.ECONNREFUSED:
+        return "connection refused, nothing listens there"
+    return error.strerror or str(error) or type(error).__name__
