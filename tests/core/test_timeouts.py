@@ -61,6 +61,10 @@ def hear() -> Any:
     return message and message.name
 
 
+def nothing() -> None:
+    pass
+
+
 def loop() -> None:
     while True:
         pass
@@ -82,7 +86,9 @@ def swallow() -> None:
     [(hear, (NEVER,) * 3, "flag"), (loop, (0, NEVER, NEVER), "exception"), (swallow, (0, 0, NEVER), "SIGTERM")],
 )
 def test_a_timeout(make: Made, fn: Callable[..., Any], ladder: Any, rung: str) -> None:
-    task = make(ladder).options(timeout=0.1).submit(fn)
+    client = make(ladder)
+    client.submit(nothing).result()  # this module is imported over there, and in no hurry
+    task = client.options(timeout=0.1).submit(fn)
     with pytest.raises(TaskTimeout, match=rf"{fn.__name__} ran longer than timeout=0\.1 s") as raised:
         task.result()
     assert isinstance(raised.value, TimeoutError)
@@ -114,6 +120,9 @@ def test_a_stall(make: Made) -> None:
         return hear()
 
     client = make((0, NEVER, NEVER))
+    first = client.submit(work, 0)
+    first.send("go")
+    first.result()
     task = client.options(stall=0.2).submit(work, 20)  # longer than that, but heard of
     with pytest.raises(TaskStalled, match=r"work sent no event for stall=0\.2 s, the last one was 'alive'"):
         task.result()

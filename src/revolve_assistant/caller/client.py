@@ -202,6 +202,8 @@ class Client(concurrent.futures.Executor):
                 holder = self._uniques.get(options.unique)
             if holder is not None and holder._end is None:
                 return holder
+        if not self._live and not self._engine.children:
+            self._engine.expect()
         work = self._carrier.live(fn, args, kwargs) if self._live else self._carrier.carry(fn, args, kwargs)
         parcel = Parcel(
             f"{self._prefix}{next(self._number):012x}",

@@ -51,14 +51,14 @@ from .reports import (
     STOPPING,
     TASK,
 )
-from .shared import map_buffers, send_buffers
+from .shared import keep_freed_memory, map_buffers, send_buffers
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 _length = struct.Struct("<I")
 READ = 64 << 10  # bytes taken from a socket at once; more would be mapped and unmapped by malloc at every call
 SMALL = 64 << 10  # bytes or characters up to which an atom travels as it is
-LARGE = 256 << 10  # bytes of a pickle from which it travels in shared memory
+LARGE = 8 << 20  # bytes of a pickle from which it travels in shared memory
 
 
 _UNBROKEN = frozenset(
@@ -103,7 +103,7 @@ def frames(pending: bytearray) -> list[Any]:
 def plain_record(record: tuple[Any, ...], value: Any) -> bytes | None:
     """The record, if its value is an atom of moderate size, which msgpack gives back type-exact; else None."""
     kind = type(value)
-    if kind not in ATOMS or ((kind is bytes or kind is str) and len(value) >= SMALL):
+    if kind not in ATOMS or (kind is str and len(value) >= SMALL) or (kind is bytes and len(value) >= LARGE):
         return None
     try:
         return _encode(record)
@@ -380,6 +380,16 @@ class PlainChild(Child):
             if not data:
                 return
             pending += data
+            if len(pending) > 65536 and (length := _length.unpack_from(pending)[0] + 4) > len(pending):
+                # a large frame: the rest goes straight to its place
+                have = len(pending)
+                pending += bytes(length - have)
+                with memoryview(pending) as view:
+                    while have < length:
+                        count = self.tasks.recv_into(view[have:])
+                        if not count:
+                            return
+                        have += count
             waiting.extend(frames(pending))
 
     def begin(self, seq: int, id: str, attempt: int) -> Running | None:
@@ -499,6 +509,7 @@ class PlainChild(Child):
 
 def main(tasks_fd: int, control_fd: int, board_fd: int, life_fd: int) -> None:
     """Run as a child with the four descriptors that the supervisor passed."""
+    keep_freed_memory()
     for fd in (tasks_fd, control_fd, board_fd, life_fd):
         os.set_inheritable(fd, False)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])  # what the caller blocks or ignores is the caller's affair

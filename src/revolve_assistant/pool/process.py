@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from . import board as at
-from .shared import frame
+from .shared import frame, keep_freed_memory
 
 if TYPE_CHECKING:
     import subprocess
@@ -169,6 +169,21 @@ class ChildProcess:
     def write(self, messages: list[Any]) -> bool:
         """Send messages on the task socket; False: some are left in `out` until it can be written again."""
         body = _encode(messages)
+        if len(body) > 65536:  # not copied again
+            keep_freed_memory()
+            parts = [memoryview(_length.pack(len(body))), memoryview(body)]
+            if not self.out:
+                try:
+                    sent = self.tasks.sendmsg(parts)
+                except BlockingIOError:
+                    sent = 0
+                except OSError:
+                    return True
+                parts = [parts[1][sent - 4 :]] if sent >= 4 else [parts[0][sent:], parts[1]]
+                if not parts[-1]:
+                    return True
+            self.out += parts
+            return False
         data = memoryview(_length.pack(len(body)) + body)
         if self.out:
             self.out.append(data)

@@ -18,11 +18,14 @@ import signal
 import threading
 from _thread import allocate_lock, get_ident
 from collections.abc import Callable
+from importlib import import_module
 from time import monotonic
 from typing import Any
 
 Register = Callable[[Callable[[], None]], Callable[[], None]]
 log = logging.getLogger("revolve_assistant")
+_signal = import_module("_signal")  # what signal.py wraps into enumerations, at ten times the cost
+getsignal, set_signal = _signal.getsignal, _signal.signal
 STAND_BY = 0.001  # seconds that the pump's thread leaves to the next leader
 READ, WRITE = select.POLLIN, select.POLLOUT
 
@@ -302,7 +305,7 @@ class _Shield:
     )
 
     def __init__(self) -> None:
-        known = ((number, signal.getsignal(number)) for number in self.SIGNALS)
+        known = ((number, getsignal(number)) for number in self.SIGNALS)
         self._handlers = {number: handler for number, handler in known if callable(handler)}
         self._held: list[tuple[int, Any]] = []
         self._open = True  # handlers are called, not held
@@ -316,7 +319,7 @@ class _Shield:
     def install(self) -> None:
         try:
             for number in self._handlers:
-                signal.signal(number, self._handle)
+                set_signal(number, self._handle)
             self._open = False
         except BaseException:
             self.remove()
@@ -338,7 +341,7 @@ class _Shield:
         while left:
             try:
                 while left:
-                    signal.signal(*left[-1])
+                    set_signal(*left[-1])
                     left.pop()
             except BaseException as error:
                 problem = error

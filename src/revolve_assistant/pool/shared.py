@@ -83,3 +83,15 @@ def send_buffers(sock: socket, head: tuple[Any, ...], buffers: Sequence[Any]) ->
             sock.sendall(data[sent:])
     finally:
         os.close(fd)
+
+
+_kept = False
+
+
+def keep_freed_memory() -> None:
+    """Let malloc keep up to 32 MiB of what is freed: to fault the pages of large values in anew costs more than
+    copying them. glibc raises its limits when a large block is freed; this one is never touched (2 system calls)."""
+    global _kept  # noqa: PLW0603
+    if not _kept:
+        _kept = True
+        bytearray(16 << 20)

@@ -313,14 +313,25 @@ class Supervisor(Engine):
         for job in jobs:
             self.end(job, (job.parcel, REPORT_RAISED, Unreachable(f"cannot start a child process: {error}")))
 
+    def expect(self) -> None:
+        """A task is about to come: start the first child while it is being packed."""
+        with self.lock:
+            if not self.children and not self._starting["plain"] and not self.closing:
+                try:
+                    self.pump.start()
+                except OSError:
+                    return  # the task itself will say so
+                self._starting["plain"] += 1
+                self.pump.soon(lambda: self._start("plain", True))
+
     def grow(self) -> None:
         """A child is gone: `submit` looks again whether one is wanted."""
         self._growing = True
 
-    def _start(self, kind: str) -> None:
+    def _start(self, kind: str, expected: bool = False) -> None:
         with self.lock:
             self._starting[kind] -= 1
-            if self.closing or not self.feeder.lanes[kind].count:
+            if self.closing or not (expected or self.feeder.lanes[kind].count):
                 return
             try:
                 child = ChildProcess(

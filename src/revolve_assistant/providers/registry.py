@@ -121,17 +121,15 @@ def refuse_unknown(name: str, kind: type, options: dict[str, Any]) -> None:
     """Raise `UsageError` for an option that neither `from_url` nor the constructor takes by name."""
     if not options or not kind.traits.local:  # type: ignore[attr-defined]
         return
-    import inspect
-
     taken: set[str] = set()
     wide = 0
     for function in (kind.from_url, kind.__init__):  # type: ignore[attr-defined, misc]
-        parameters = inspect.signature(function).parameters.values()
-        taken.update(each.name for each in parameters if each.kind in (each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD))
-        wide += any(each.kind is each.VAR_KEYWORD for each in parameters)
+        code = getattr(function, "__func__", function).__code__  # inspect.signature would cost 4 ms of every start
+        taken.update(code.co_varnames[code.co_posonlyargcount : code.co_argcount + code.co_kwonlyargcount])
+        wide += bool(code.co_flags & 0x08)  # CO_VARKEYWORDS
     if wide == 2:
         return
-    taken -= {"self", "url"}
+    taken -= {"self", "cls", "url"}
     for option in options:
         if option not in taken:
             from .url import nearest

@@ -12,18 +12,20 @@ such functions. Later carries compare that with `is`; what captures a list, an i
 from __future__ import annotations
 
 import itertools
+import marshal
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cache, lru_cache, partial
 from pickle import PickleBuffer, dumps, loads
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 from weakref import ref
 
 from ..errors import UsageError
 from .share import Share, handles, met
 
-OUT_OF_BAND = 64 << 10  # bytes: contiguous buffers from this size on travel beside the pickle
+OUT_OF_BAND = 256 << 10  # bytes: contiguous buffers from this size on travel beside the pickle
+BYTES_BESIDE = 8 << 20  # the same for bytes objects, which are copied in any case: below it the socket is faster
 MAX_BODIES = 4096  # bodies whose keys are remembered, least recently used go first
 OPTIONS = "__revolve_defaults__"  # attribute set by @defaults; the caller's affair, so it does not travel
 
@@ -94,7 +96,7 @@ class Carrier:
         plain = ATOMS.issuperset(map(type, args)) and (not kwargs or ATOMS.issuperset(map(type, kwargs.values())))
         sent = args
         if bytes in map(type, args):
-            sent = tuple(_Beside(each) if type(each) is bytes and len(each) >= OUT_OF_BAND else each for each in args)
+            sent = tuple(_Beside(each) if type(each) is bytes and len(each) >= BYTES_BESIDE else each for each in args)
             plain = plain and sent == args
         if plain and function is not None:
             return Work(function, dumps((args, kwargs), 5))
@@ -154,7 +156,7 @@ class Carrier:
 def pack(value: Any, what: str = "value") -> tuple[bytes, list[PickleBuffer] | None]:
     """A value as pickle 5 and its large buffers; raises `NotCarriable`, whose message calls the value `what`."""
     kind = type(value)
-    if kind is bytes and len(value) >= OUT_OF_BAND:
+    if kind is bytes and len(value) >= BYTES_BESIDE:
         value = _Beside(value)
     elif kind in ATOMS:
         return dumps(value, 5), None
@@ -219,16 +221,24 @@ def cloud_pickler() -> Any:
     """The class of cloudpickle's pickler, made to agree with `by_reference`."""
     from cloudpickle import cloudpickle  # type: ignore[import-untyped, unused-ignore]
 
+    from . import rebuild
+
     class CloudPickler(cloudpickle.Pickler):  # type: ignore[misc, unused-ignore]
         def reducer_override(self, obj: Any) -> Any:
             kind = type(obj)
             if kind is FunctionType and not by_reference(obj):
                 reduced = self._dynamic_function_reduce(obj)
                 reduced[2][0].pop(OPTIONS, None)  # the state's copy of __dict__
-                return reduced
-            if kind is CodeType:  # cloudpickle hides the file; tracebacks are to show the user's source
-                make, args = cloudpickle._code_reduce(obj)
-                return make, tuple(obj.co_filename if each == "<dynamic-code>" else each for each in args)
+                body, space, name, defaults, closure = reduced[1]
+                made = (body, space, name, defaults, closure and tuple(CellType() for _ in closure))
+                return rebuild.make_function, made, reduced[2], None, None, rebuild.set_state
+            if kind is CellType:
+                try:
+                    return rebuild.cell, (obj.cell_contents,)
+                except ValueError:  # an empty one
+                    return rebuild.cell, ()
+            if kind is CodeType:  # with its file name, so that tracebacks show the user's source
+                return rebuild.code, (marshal.dumps(obj),)
             if kind is _LRU and not by_reference(obj):  # cloudpickle would name it in __main__
                 return (_cached, (obj.__wrapped__, obj.cache_parameters()))
             name = getattr(obj, "__module__", None) if issubclass(kind, type) else None
