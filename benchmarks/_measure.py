@@ -60,13 +60,36 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+QUIET = 0.2  # CPUs that others may keep busy in a round that counts
+patience = 0.0  # seconds that a comparison may spend on repeating disturbed rounds
+
+
 def in_turn(rounds: int, *measures: Callable[[], Any]) -> list[list[Any]]:
-    """A B C A B C …: what each measured, round by round."""
+    """A B C A B C …: what each measured, round by round. Disturbed rounds are repeated while `patience` lasts."""
     found: list[list[Any]] = [[] for _ in measures]
-    for _ in range(rounds):
-        for measure, values in zip(measures, found, strict=True):
-            gc.collect()
-            values.append(measure())
+    deadline = time.monotonic() + patience
+    while len(found[0]) < rounds:
+        with quietness() as seen:
+            values = []
+            for measure in measures:
+                gc.collect()
+                values.append(measure())
+        if seen["others"] > QUIET and time.monotonic() < deadline:
+            time.sleep(1)
+            continue
+        for kept, value in zip(found, values, strict=True):
+            kept.append(value)
+        _others.append(seen["others"])
+    return found
+
+
+_others: list[float] = []
+
+
+def disturbance() -> float | None:
+    """CPUs that others kept busy in the rounds that counted since the last call, median."""
+    found = statistics.median(_others) if _others else None
+    _others.clear()
     return found
 
 
@@ -93,18 +116,39 @@ def table(lines: list[Line], markdown: bool = False) -> str:
     return "\n".join(text)
 
 
+def children_of(pid: int) -> list[int]:
+    found = []
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as file:
+            found += [int(each) for each in file.read().split()]
+    return found
+
+
+def _live(pid: int) -> int:
+    """Ticks that the living descendants of a process have used, and their ended children."""
+    total = 0
+    for child in children_of(pid):
+        try:
+            with open(f"/proc/{child}/stat", encoding="utf-8") as file:
+                total += sum(int(each) for each in file.read().rpartition(")")[2].split()[11:15])
+            total += _live(child)
+        except OSError:  # it has just ended
+            continue
+    return total
+
+
 def _busy() -> tuple[float, float]:
-    """CPU seconds that all processes of this machine have used, and those that we and our ended children have."""
+    """CPU seconds that all processes of this machine have used, and those that we and our descendants have."""
     with open("/proc/stat", encoding="ascii") as file:
         fields = [int(each) for each in file.readline().split()[1:]]
     ticks = os.sysconf("SC_CLK_TCK")
-    own = os.times()
-    return (sum(fields[:3]) + sum(fields[5:8])) / ticks, sum(own[:4])
+    own = sum(os.times()[:4]) + _live(os.getpid()) / ticks
+    return (sum(fields[:3]) + sum(fields[5:8])) / ticks, own
 
 
 @contextmanager
 def quietness() -> Iterator[dict[str, float]]:
-    """How busy others kept the machine meanwhile: `others` is the CPUs' worth of it; children must have ended."""
+    """How busy others kept the machine meanwhile: `others` is the CPUs' worth of it."""
     found: dict[str, float] = {}
     all_before, own_before = _busy()
     start = time.monotonic()

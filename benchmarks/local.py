@@ -25,8 +25,9 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import _measure
 import _work
-from _measure import Line, in_turn, percentile, quietness, seconds, table
+from _measure import Line, children_of, in_turn, percentile, quietness, seconds, table
 
 from revolve_assistant import Client
 
@@ -422,14 +423,6 @@ def import_(rounds: int) -> Iterator[Line]:
     yield Line("import", "libraries loaded that only some need", "", [len(found)], goal=("<=", 0), note=note)
 
 
-def children_of(pid: int) -> list[int]:
-    found = []
-    for task in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as file:
-            found += [int(each) for each in file.read().split()]
-    return found
-
-
 def switches(pid: int) -> int:
     """How often the threads of a process gave up the CPU by themselves."""
     total = 0
@@ -481,11 +474,14 @@ ROWS: dict[str, Callable[[int], Iterator[Line]]] = {
 def run(row: str, rounds: int) -> tuple[list[Line], dict[str, float]]:
     with quietness() as found:
         lines = list(ROWS[row](rounds))
+    counted = _measure.disturbance()
+    if counted is not None:
+        found["others"] = counted
     return lines, found
 
 
 def in_own_process(row: str, rounds: int) -> tuple[list[Line], dict[str, float]]:
-    command = [sys.executable, __file__, row, "--rounds", str(rounds), "--json"]
+    command = [sys.executable, __file__, row, "--rounds", str(rounds), "--json", "--quiet", str(_measure.patience)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         return [], {"load": os.getloadavg()[0], "others": 0.0, "failed": done.returncode}
@@ -501,6 +497,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("rows", nargs="*", metavar="row", help=f"of {', '.join(ROWS)}; all when none is given")
     parser.add_argument("--rounds", type=int, default=7, help="how often each is measured (default 7)")
+    parser.add_argument(
+        "--quiet",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="how long a comparison may repeat rounds that other programs disturbed (default 0: all rounds count)",
+    )
     parser.add_argument("--json", action="store_true", help="every single figure, as JSON")
     parser.add_argument("--markdown", action="store_true", help="the table as it stands in README.md")
     options = parser.parse_args()
@@ -509,6 +512,7 @@ def main() -> int:
         parser.error(f"unknown row {unknown[0]!r}: choose from {', '.join(ROWS)}")
     os.environ.pop("REVOLVE_URL", None)
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # children are to find compiled modules, as those of a user do
+    _measure.patience = options.quiet
     lines: list[Line] = []
     machine: dict[str, Any] = {}
     for row in rows:
@@ -524,7 +528,7 @@ def main() -> int:
         print(time.strftime("%Y-%m-%d %H:%M"), platform.python_version(), *versions, sep=", ")
         print(table(lines, options.markdown))
         busy = ", ".join(f"{row} {each['others']:.1f}" for row, each in machine.items())
-        print(f"{options.rounds} rounds; CPUs that others kept busy meanwhile (of {os.cpu_count()}): {busy}")
+        print(f"{options.rounds} rounds; CPUs of {os.cpu_count()} that others kept busy in those that count: {busy}")
         for row, each in machine.items():
             if "failed" in each:
                 print(f"{row} FAILED with exit code {each['failed']}")

@@ -234,19 +234,23 @@ def test_the_exception_interrupts(make: Made, fn: Callable[..., Any]) -> None:
 def test_the_work_may_still_succeed_or_fail(make: Made) -> None:
     def work(how: str) -> str:
         try:
-            emit("here")
             time.sleep(60)
         except CancelSignal:
             if how == "fail":
                 raise ValueError(how) from None
         return how
 
+    def asleep(task: Task[Any]) -> Task[Any]:
+        while "time.sleep(60)" not in client.stack(started(task)):
+            pass
+        return task
+
     client = make((0, NEVER, NEVER))
-    task = running(client.submit(work, "succeed"))
+    task = asleep(client.submit(work, "succeed"))
     assert task.cancel()
     assert task.result() == "succeed"
     assert not task.cancelled()
-    task = running(client.options(retries=3).submit(work, "fail"))
+    task = asleep(client.options(retries=3).submit(work, "fail"))
     assert task.cancel()
     with pytest.raises(ValueError, match="fail"):
         task.result()

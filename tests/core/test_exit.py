@@ -152,6 +152,37 @@ def test_pending_tasks_end_after_the_script(script: Run, tmp_path: Path) -> None
     assert {"done", "mapped", "delayed", "dropped"} <= set(os.listdir(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "last",
+    [
+        "client.submit(work).add_listener('succeeded', print)",
+        "client.add_listener('succeeded', print); client.submit(work)",
+        "client.submit(work).add_done_callback(lambda task: print(task.result()))",
+        "task = client.options(retries=1, backoff=0.01).submit(retried)",
+        "client.options(delay=0.1).submit(print, 'well')",
+    ],
+)
+def test_what_still_has_to_be_done_at_the_end_is_done(script: Run, last: str) -> None:  # 3.12 starts no threads then
+    said = quiet(script(f"""
+        import time
+        from revolve_assistant import Client, current_task
+
+        def work():
+            time.sleep(0.1)
+            return "well"
+
+        def retried():
+            time.sleep(0.1)
+            if current_task().attempt == 1:
+                raise ValueError
+            print("well")
+
+        client = Client(max_workers=1)
+        {last}
+    """))  # fmt: skip
+    assert said == ["well"]
+
+
 def test_shutdown_without_waiting_ends_with_the_program(script: Run) -> None:  # gh-83386, issue 39205
     code = """
         import time
@@ -303,7 +334,7 @@ def test_signals_at_any_moment_leave_a_client_that_works(script: Run, asks: bool
             if inside:
                 raise Signal
 
-        inside, dice, interrupts = False, random.Random({asks}), 0
+        inside, asks, dice, interrupts = False, {asks}, random.Random({asks}), 0
         signal.signal(signal.SIGALRM, handler)
         client = Client(max_workers=1)
         client.submit(abs, 1).result()
@@ -313,7 +344,7 @@ def test_signals_at_any_moment_leave_a_client_that_works(script: Run, asks: bool
                 signal.setitimer(signal.ITIMER_REAL, dice.uniform(0.0002, 0.002))
                 for _ in range(1000):
                     task = client.submit(abs, 1)
-                    if {asks}:
+                    if asks:
                         task.result()
             except Signal:
                 interrupts += 1

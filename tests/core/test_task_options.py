@@ -223,6 +223,21 @@ def report_and_fail() -> str:
     return message.name if message else ""
 
 
+def hear_second() -> Any:
+    if current_task().attempt == 1:
+        raise ValueError
+    return current_task().receive(timeout=5) is not None
+
+
+def test_what_is_sent_between_two_attempts_reaches_the_next(one: Client) -> None:
+    for _ in range(40):
+        task = one.options(retries=1, backoff=0).submit(hear_second)
+        for event in task.events("retrying"):  # at whatever moment this thread comes to it
+            if event.name == "retrying":
+                assert task.send("go")
+        assert task.result() is True
+
+
 def test_a_task_may_be_cancelled_between_two_attempts(every: Client) -> None:
     task = every.options(retries=5, backoff=1000).submit(fail_until, 9)
     assert any(event.name == "retrying" for event in task.events("retrying") if task.cancel() or True)

@@ -95,7 +95,7 @@ class Log:
             end = self.first + len(kept)
             readers = self.readers
             slowest = min((reader.next for reader in readers), default=end)
-            if end - slowest > BEHIND and records[0][0] == PROGRESS:
+            if end - slowest > BEHIND and records and records[0][0] == PROGRESS:
                 before = len(records)
                 records = self._coalesce(records, max((reader.next for reader in readers), default=0))
                 size = size * len(records) // before

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..errors import RemoteError, TaskCancelled, UsageError
 from ..event import Progress
+from ..pool.pump import Timer
 from ..pool.reports import (
     REPORT_CANCELLED,
     REPORT_EVENTS,
@@ -322,6 +323,9 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
         if delay is None or parcel is None:
             self._settle(state, "", shown)
             return
+        with self._client._lock:
+            if not self._stopping:
+                self._timer = Timer(None)  # from now on it waits: messages are kept for the next attempt
         with _ending:
             self._packed_error = self._exception = None
         if self._started is None:

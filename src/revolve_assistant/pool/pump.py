@@ -35,8 +35,8 @@ class Timer:
 
     __slots__ = ("call",)
 
-    def __init__(self, call: Callable[[], None]) -> None:
-        self.call: Callable[[], None] | None = call
+    def __init__(self, call: Callable[[], None] | None) -> None:
+        self.call = call
 
     def cancel(self) -> None:
         self.call = None

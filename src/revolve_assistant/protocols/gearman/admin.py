@@ -20,7 +20,7 @@ from .packets import MAX_BODY
 T = TypeVar("T")
 
 MAX_LINE = 1 << 20
-_ERROR = re.compile(rb"ERR ([A-Za-z_]+)(?: (.*))?$", re.S)
+_ERROR = re.compile(rb"ERR ([A-Z_]*(?= |$))? ?(.*)", re.S)
 
 
 class Refused(ProviderError):
@@ -32,7 +32,7 @@ class Refused(ProviderError):
 
     @classmethod
     def of(cls, code: str, text: str, where: str = "the server") -> Refused:
-        error = cls(f"{where} refused: {code} {text}".rstrip())
+        error = cls(f"{where} refused: {' '.join(filter(None, (code, text)))}")
         error.code, error.text = code, text
         return error
 
@@ -108,7 +108,10 @@ def cancel_job(handle: str | bytes) -> Command[bool]:
 
 
 def maxqueue(function: str | bytes, *limits: int) -> Command[bool]:
-    """The most jobs of a function that may wait: none (no limit), one number, or high, normal and low."""
+    """The most jobs of a function that may wait: none (no limit), one number, or high, normal and low.
+
+    gearmand says OK for a function that it does not know too, and does nothing.
+    """
     if len(limits) not in (0, 1, 3) or not all(isinstance(limit, int) for limit in limits):
         raise UsageError(f"maxqueue takes no limit, one, or three (high, normal, low), not {limits!r}")
     line = b" ".join([b"maxqueue", check_function(function), *(b"%d" % limit for limit in limits)])
@@ -158,11 +161,11 @@ class AdminState:
         self._open: deque[Asked[object]] = deque()
         self._held = bytearray()
         self._size = 0  # bytes of the present answer so far
-        self._error: ProtocolError | None = None
+        self.error: ProtocolError | None = None
 
     def ask(self, command: Command[T]) -> Asked[T]:
         asked = Asked(command)
-        self._out.append(command.line + b"\n")
+        self._out.append(command.line + b"\r\n")  # after LF alone, 1.1.20 takes "create function abc" for "ab"
         self._open.append(asked)  # type: ignore[arg-type]
         return asked
 
@@ -172,9 +175,12 @@ class AdminState:
         return data
 
     def receive(self, data: bytes) -> list[Asked[object]]:
-        """Take bytes from the server; the commands that are answered now. Raises `ProtocolError`, then always."""
-        if self._error is not None:
-            raise self._error
+        """Take bytes from the server; the commands that are answered now.
+
+        Raises `ProtocolError`, then always; after answers in the same bytes only with the next call (see `error`).
+        """
+        if self.error is not None:
+            raise self.error
         done: list[Asked[object]] = []
         try:
             self._held += data
@@ -186,7 +192,7 @@ class AdminState:
             if len(self._held) > MAX_LINE:
                 raise ProtocolError(f"a line longer than {MAX_LINE} bytes: {bytes(self._held[:60])!r}…")
         except ProtocolError as error:
-            self._error = error
+            self.error = error
             if not done:
                 raise
         return done
@@ -200,8 +206,8 @@ class AdminState:
         if self._size > self.max_bytes:
             raise ProtocolError(f"the answer to {asked.command.line.decode()!r} is longer than {self.max_bytes} bytes")
         if not lines and (found := _ERROR.match(line)):
-            code, text = found[1].decode(), _text(found[2] or b"").replace("+", " ")
-            if asked.command.parse is _ok and code.upper() == "UNKNOWN_JOB":
+            code, text = _text(found[1] or b""), _text(found[2]).replace("+", " ")
+            if asked.command.parse is _ok and code == "UNKNOWN_JOB":
                 asked.value = False
             else:
                 asked.error = Refused.of(code, text)
@@ -228,11 +234,10 @@ def _table(lines: list[bytes], columns: int) -> list[tuple[str, list[int]]]:
 
 
 def _worker(line: bytes) -> WorkerInfo:
-    head, colon, functions = line.partition(b" :")
-    cells = head.split(b" ")
-    if not colon or len(cells) != 3:
+    cells = line.split(b" ", 3)
+    if len(cells) != 4 or not cells[3].startswith(b":"):
         raise ProtocolError(f"`fd address id : functions` was due, this came: {line[:100]!r}")
-    names = tuple(_text(name) for name in functions.split())
+    names = tuple(_text(name) for name in cells[3][1:].split())
     return WorkerInfo(_int(cells[0]), _text(cells[1]), _text(cells[2]), names)
 
 

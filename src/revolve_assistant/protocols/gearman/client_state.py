@@ -1,6 +1,6 @@
 """A client's side of one connection: what was asked, what is answered, which jobs report here. No socket.
 
-    submit, status, echo, option ──▶ data_to_send()          receive(bytes) ──▶ [(Request, Packet), …]
+    submission(…), status_request(…), … ──▶ ask ──▶ data_to_send()        receive(bytes) ──▶ [(Request, Packet), …]
 
 gearmand answers the requests of one connection in order, and an ERROR does not say which one it answers: so the
 requests wait in a line. The reports of jobs (WORK_*) come in between and go by their handle. Two submissions with
@@ -46,6 +46,52 @@ class Request:
         return f"<Request {self.packet.kind.name} {self.handle!r} {'answered' if self.answer else 'open'}>"
 
 
+def submission(
+    function: str | bytes,
+    workload: bytes,
+    *,
+    unique: str | bytes = b"",
+    background: bool = False,
+    priority: int = 0,
+    at: int | None = None,
+    max_body: int = MAX_BODY,
+    owner: Any = None,
+) -> Request:
+    """A job to submit. `priority`: below 0 low, above 0 high. `at` (Unix seconds): not before; in the background then.
+
+    Background jobs need a unique of their own where the server stores its queue; none is made up here.
+    """
+    name, key = check_function(function), check_unique(unique)
+    data = check_workload(workload, max_body - len(name) - len(key) - 80)
+    if at is not None:
+        packet = Packet(Kind.SUBMIT_JOB_EPOCH, (name, key, check_number(at, "the time to start at"), data))
+        background = True
+    else:
+        which = 1 if priority == 0 else 2 if priority > 0 else 0
+        packet = Packet((_BACKGROUND if background else _FOREGROUND)[which], (name, key, data))
+    return Request(packet, Kind.JOB_CREATED, reports=not background, owner=owner)
+
+
+def status_request(handle: str | bytes) -> Request:
+    """What the server knows of a job: STATUS_RES."""
+    return Request(Packet(Kind.GET_STATUS, (check_handle(handle),)), Kind.STATUS_RES)
+
+
+def status_unique_request(unique: str | bytes) -> Request:
+    """The same, by its unique: STATUS_RES_UNIQUE."""
+    return Request(Packet(Kind.GET_STATUS_UNIQUE, (check_unique(unique),)), Kind.STATUS_RES_UNIQUE)
+
+
+def echo_request(data: bytes, max_body: int = MAX_BODY) -> Request:
+    """Have the server send the same bytes back: ECHO_RES."""
+    return Request(Packet(Kind.ECHO_REQ, (check_workload(data, max_body),)), Kind.ECHO_RES)
+
+
+def option_request(name: str) -> Request:
+    """Set an option of the connection: OPTION_RES. The only one there is: `exceptions`."""
+    return Request(Packet(Kind.OPTION_REQ, (name.encode(),)), Kind.OPTION_RES)
+
+
 class ClientState:
     """The client of one connection. Not thread-safe; a new connection needs a new one."""
 
@@ -72,51 +118,12 @@ class ClientState:
         """Foreground submissions that have a handle and no end."""
         return [request for requests in self._jobs.values() for request in requests]
 
-    def submit(
-        self,
-        function: str | bytes,
-        workload: bytes,
-        *,
-        unique: str | bytes = b"",
-        background: bool = False,
-        priority: int = 0,
-        at: int | None = None,
-        owner: Any = None,
-    ) -> Request:
-        """A job. `priority`: below 0 low, above 0 high. `at` (Unix seconds): not before; in the background then.
-
-        Background jobs need a unique of their own where the server stores its queue; none is made up here.
-        """
-        args = (check_function(function), check_unique(unique))
-        data = check_workload(workload, self.max_body - len(args[0]) - len(args[1]) - 80)
-        if at is not None:
-            packet = Packet(Kind.SUBMIT_JOB_EPOCH, (*args, check_number(at, "the time to start at"), data))
-            background = True
-        else:
-            which = 1 if priority == 0 else 2 if priority > 0 else 0
-            packet = Packet((_BACKGROUND if background else _FOREGROUND)[which], (*args, data))
-        return self._ask(Request(packet, Kind.JOB_CREATED, reports=not background, owner=owner))
-
-    def status(self, handle: str | bytes) -> Request:
-        """Ask what the server knows of a job: STATUS_RES."""
-        return self._ask(Request(Packet(Kind.GET_STATUS, (check_handle(handle),)), Kind.STATUS_RES))
-
-    def status_unique(self, unique: str | bytes) -> Request:
-        """The same, by its unique: STATUS_RES_UNIQUE."""
-        return self._ask(Request(Packet(Kind.GET_STATUS_UNIQUE, (check_unique(unique),)), Kind.STATUS_RES_UNIQUE))
-
-    def echo(self, data: bytes) -> Request:
-        """Have the server send the same bytes back: ECHO_RES."""
-        return self._ask(Request(Packet(Kind.ECHO_REQ, (check_workload(data, self.max_body),)), Kind.ECHO_RES))
-
-    def option(self, name: str) -> Request:
-        """Set an option of this connection: OPTION_RES. The only one there is: `exceptions`."""
-        return self._ask(Request(Packet(Kind.OPTION_REQ, (name.encode(),)), Kind.OPTION_RES))
-
-    def again(self, request: Request) -> Request:
-        """Ask once more what another connection left unanswered: the same Request, as if new."""
+    def ask(self, request: Request) -> Request:
+        """Put a request in the line, after those that wait there; one asked before (elsewhere) becomes as new."""
         request.answer, request.handle, request.ended = None, b"", False
-        return self._ask(request)
+        self._out.append(encode(request.packet))
+        self._open.append(request)
+        return request
 
     def data_to_send(self) -> bytes:
         """What must go to the server now; empty: nothing."""
@@ -146,11 +153,6 @@ class ClientState:
     def end(self) -> None:
         """The connection ended. Raises `ProtocolError` if it did so inside a packet."""
         self._decoder.end()
-
-    def _ask(self, request: Request) -> Request:
-        self._out.append(encode(request.packet))
-        self._open.append(request)
-        return request
 
     def _answer(self, packet: Packet, found: list[tuple[Request, Packet]]) -> None:
         kind = packet.kind

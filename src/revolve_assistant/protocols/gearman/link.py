@@ -1,9 +1,10 @@
 """One connection of a client, shared by threads.
 
-    thread 1 ─ submit ─┐                       ┌─▶ sends under the lock
+    thread 1 ─ submit ─┐                       ┌─▶ sends under the lock what goes at once
     thread 2 ─ result ─┼─▶ lock · ClientState ─┤
-    thread 3 ─ status ─┘                       └─▶ one of those that wait leads: it sleeps in poll without the lock,
-                                                   reads under it, tells the others; whoever is served hands on
+    thread 3 ─ status ─┘                       └─▶ one of those that wait sleeps in poll without the lock, reads (and
+                                                   sends the rest) under it, tells the others; whoever is served
+                                                   hands on. The lock is never held for longer than one system call.
 
 A thread that waits for long pings the server now and then, so that a connection nobody answers on is found dead.
 """
@@ -13,15 +14,17 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 from ...errors import ProtocolError, Unreachable
-from .client_state import ClientState, Request
+from .client_state import ClientState, Request, echo_request, option_request
 from .packets import Kind, Packet
 from .stream import Address, Stream, named, stranger
 
 Heard = Callable[[Request, Packet], None]
 Lost = Callable[[Request, Exception], None]
+
+_SLICE = 1 << 20  # bytes sent at once
 
 
 class Link:
@@ -46,32 +49,35 @@ class Link:
         self._patience = timeout
         self._heard, self._lost = heard, lost
         self._changed = threading.Condition()
-        self._leading = False
-        self._last = time.monotonic()  # when we heard from the server
+        self._polling = 0  # threads
+        self._out = bytearray()
+        self.last_heard = time.monotonic()
         self._pinged: float | None = None
         deadline = time.monotonic() + timeout
         self._stream = Stream.connect(address, timeout)
         self._state = ClientState(max_body=max_body)
         try:
-            hello = self.ask(
-                lambda state: [state.option("exceptions") if exceptions else state.echo(b"hello")], deadline
-            )
-            if not self.wait(lambda: hello[0].answer is not None, deadline):
+            hello = option_request("exceptions") if exceptions else echo_request(b"hello")
+            self.ask([hello])
+            if not self.wait(lambda: hello.answer is not None, deadline):
                 raise Unreachable(f"{named(address)} accepts connections, but does not answer Gearman's greeting")
-            answer = hello[0].answer
-            if answer is not None and answer.kind is Kind.ERROR:
-                raise ProtocolError(f"{named(address)} refused the greeting: {answer.args!r:.200}")
+            if hello.answer is not None and hello.answer.kind is Kind.ERROR:
+                raise ProtocolError(f"{named(address)} refused the greeting: {hello.answer.args!r:.200}")
         except BaseException as error:
             self.fail(error if isinstance(error, Exception) else Unreachable("interrupted"))
             raise
 
-    def ask(self, fill: Callable[[ClientState], Sequence[Request]], deadline: float) -> Sequence[Request]:
-        """Have `fill` put requests to the state, and send them. Raises what `error` says, or `UsageError`."""
+    def ask(self, requests: Iterable[Request]) -> None:
+        """Send the requests, with as few system calls as go; what does not go at once goes while somebody waits.
+
+        Raises what `error` says. Does not block.
+        """
         with self._changed:
             self._alive()
-            requests = fill(self._state)
-            self._send(deadline)
-            return requests
+            for request in requests:
+                self._state.ask(request)
+            self._flush()
+            self._alive()
 
     def wait(self, done: Callable[[], bool], deadline: float | None) -> bool:
         """Read until `done()`; False: the deadline (monotonic seconds) passed. Raises what `error` says."""
@@ -81,21 +87,23 @@ class Link:
                 now = time.monotonic()
                 if deadline is not None and now >= deadline:
                     return False
-                if self._leading:
+                if self._polling and not self._out:
                     self._changed.wait(None if deadline is None else deadline - now)
                     continue
-                self._leading = True
+                self._polling += 1
                 try:
-                    self._lead(now, deadline)
+                    self._poll(now, deadline)
                 finally:
-                    self._leading = False
+                    self._polling -= 1
+                    if self.error is not None and not self._polling:
+                        self._stream.close()
                     self._changed.notify_all()
             return True
 
     def sound(self) -> bool:
         """Whether the connection is open, as far as can be told without waiting."""
         with self._changed:
-            if self.error is None and not self._leading:
+            if self.error is None and not self._polling:
                 self._read()
             return self.error is None
 
@@ -105,7 +113,9 @@ class Link:
             if self.error is not None:
                 return
             self.error = error
-            self._stream.close()
+            self._stream.shutdown()  # wakes whoever polls it, and then closes it
+            if not self._polling:
+                self._stream.close()
             for request in {id(each): each for each in (*self._state.unanswered, *self._state.running)}.values():
                 self._lost(request, error)
             self._changed.notify_all()
@@ -119,38 +129,48 @@ class Link:
         if self.error is not None:
             raise type(self.error)(*self.error.args) from self.error
 
-    def _lead(self, now: float, deadline: float | None) -> None:
-        """Sleep until there is something to read, and read it. Called with the lock, which it drops to sleep."""
-        if self._pinged is None and now - self._last >= self._heartbeat:
+    def _poll(self, now: float, deadline: float | None) -> None:
+        """Sleep until there is something to read or room to write. Called with the lock, and drops it to sleep."""
+        if self._pinged is None and now - self.last_heard >= self._heartbeat:
             self._pinged = now
-            self._state.echo(b"ping")
-            self._send(now + self._patience)
-        due = (self._last + self._heartbeat) if self._pinged is None else (self._pinged + self._patience)
+            self._state.ask(echo_request(b"ping"))
+            self._flush()
+            if self.error is not None:
+                return
+        due = (self.last_heard + self._heartbeat) if self._pinged is None else (self._pinged + self._patience)
+        write = bool(self._out)
         self._changed.release()
         try:
-            self._stream.wait(min(due, deadline if deadline is not None else due) - now)
+            self._stream.wait(min(due, deadline if deadline is not None else due) - now, write=write)
         finally:
             self._changed.acquire()
+        if write:
+            self._flush()
         self._read()
         if self.error is None and self._pinged is not None and time.monotonic() >= self._pinged + self._patience:
             self.fail(Unreachable(f"{named(self.address)} has not answered for {self._patience:.3g} s"))
 
-    def _send(self, deadline: float) -> None:
-        """Send what the state has, reading meanwhile: the server must not be kept from writing."""
-        data = memoryview(self._state.data_to_send())
+    def _flush(self) -> None:
+        """Send what goes now. The lock is never held for longer than that."""
+        out = self._out
         try:
-            while data:
-                sent = self._stream.send(data)
-                data = data[sent:]
-                if data and not sent:
-                    remaining = deadline - time.monotonic()
-                    if remaining <= 0:
-                        raise Unreachable(f"{named(self.address)} takes no more data; {len(data)} bytes are left")
-                    self._stream.wait(remaining, write=True)
-                    self._read()
-                    self._alive()
-        except BaseException as error:  # half a packet may be out
-            self.fail(error if isinstance(error, Exception) else Unreachable("interrupted while sending"))
+            data = self._state.data_to_send()
+            if not out and data:
+                out += memoryview(data)[self._stream.send(data) :]
+            else:
+                out += data
+            while out:
+                with memoryview(out) as all_of_it, all_of_it[:_SLICE] as some:
+                    sent = self._stream.send(some)
+                if not sent:
+                    return
+                del out[:sent]
+                if self._pinged is not None:  # it takes what we send, and the ping stands behind that
+                    self._pinged = time.monotonic()
+        except Unreachable as error:
+            self.fail(error)
+        except BaseException:  # who knows what is out
+            self.fail(Unreachable(f"interrupted while sending to {named(self.address)}"))
             raise
 
     def _read(self) -> None:
@@ -164,7 +184,7 @@ class Link:
             return
         if data is None:
             return
-        self._last = time.monotonic()
+        self.last_heard = time.monotonic()
         self._pinged = None
         try:
             for request, packet in self._state.receive(data):

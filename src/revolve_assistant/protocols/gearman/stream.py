@@ -15,7 +15,7 @@ from ...errors import ProtocolError, Unreachable, UsageError
 Address = tuple[str, int]
 
 PORT = 4730
-_CHUNK = 256 << 10  # bytes read at once
+_CHUNK = 64 << 10  # bytes read at once; malloc would map and unmap pages for more
 _FIRST, _LONGEST = 0.05, 5.0  # seconds between attempts to connect: the first pause, the longest
 
 
@@ -25,6 +25,8 @@ class Stream:
     def __init__(self, one: socket.socket, address: Address) -> None:
         self.address = address
         self._socket = one
+        self._poll = select.poll()
+        self._poll.register(one, select.POLLIN)
 
     @classmethod
     def connect(cls, address: Address, timeout: float) -> Stream:
@@ -65,15 +67,21 @@ class Stream:
             raise Unreachable(f"{named(self.address)} closed the connection")
         return data
 
-    def wait(self, timeout: float | None, *, write: bool = False, also: int | None = None) -> bool:
-        """Wait until there is something to read (or room to write) here, or to read from `also`; False: time is up."""
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN | (select.POLLOUT if write else 0))
-        if also is not None:
-            poll.register(also, select.POLLIN)
+    def wait(self, timeout: float | None, *, read: bool = True, write: bool = False) -> bool:
+        """Wait until there is something to read, or room to write; False: the `timeout` in seconds is up."""
+        poll = self._poll
+        if write:
+            poll = select.poll()
+            poll.register(self._socket, (select.POLLIN if read else 0) | select.POLLOUT)
         return bool(poll.poll(None if timeout is None else max(0.0, timeout * 1000)))
 
+    def shutdown(self) -> None:
+        """End it for everybody; a `wait` in another thread returns."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
+        """Let go of it; the connection lives on in a process that was forked."""
         self._socket.close()
 
 

@@ -1,0 +1,183 @@
+"""The log of a task: readers miss nothing untold, memory is bounded, credit is neither lost nor early."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from revolve_assistant.caller.log import BEHIND, GAP, MAX_BYTES, MAX_EVENTS, Log, Reader
+from revolve_assistant.pool.reports import EVENT, PROGRESS
+
+
+def said(number: int) -> list[Any]:
+    return [EVENT, 0, "said", float(number), [number]]
+
+
+def progress(number: int) -> list[Any]:
+    return [PROGRESS, 0, "progress", float(number), None, number, None, ""]
+
+
+@dataclass
+class Place:
+    """What the model knows of a reader."""
+
+    reader: Reader
+    floor: int  # what is before it was trimmed when the reader came, or dropped
+    next: int = 0
+    woken: int = 0
+    due: int = 0  # how often it should have been woken
+
+    def wake(self) -> None:
+        self.woken += 1
+
+
+class LogMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = Log()
+        self.all: list[Any] = []
+        self.places: list[Place] = []
+        self.attempts: list[int] = []
+        self.bytes = 0
+        self.dropped = False
+        self.want: int | None = None
+        self.asked = 0  # number of the newest `wanted`
+        self.granted: list[int] = []
+        self.expected: list[int] = []
+
+    def credit(self) -> None:
+        """Expect the grant if it is due now."""
+        if self.want is not None and all(place.next >= self.want for place in self.places):
+            self.want = None
+            self.expected.append(self.asked)
+
+    @rule(count=st.integers(1, 12) | st.sampled_from([90, 400, 999, 1000, 1001]), each=st.sampled_from([40, 40, 5000]))
+    def append(self, count: int, each: int) -> None:
+        new = [said(len(self.all) + i) for i in range(count)]
+        self.all += new
+        self.bytes += count * each
+        self.log.append(new, count * each)
+        for place in self.places:
+            place.due += 1
+
+    @rule()
+    def begin_attempt(self) -> None:
+        self.log.begin_attempt()
+        self.attempts.append(len(self.all))
+
+    @precondition(lambda self: len(self.places) < 4)
+    @rule()
+    def open(self) -> None:
+        place = Place(None, self.log.first)  # type: ignore[arg-type]
+        place.reader = self.log.reader(place.wake)
+        self.places.append(place)
+
+    @precondition(lambda self: self.places)
+    @rule(which=st.integers(0, 3), limit=st.integers(1, 300) | st.sampled_from([100_000, -1, -1]))
+    def take(self, which: int, limit: int) -> None:
+        place = self.places[which % len(self.places)]
+        if limit < 0:  # all but one
+            limit = max(0, len(self.all) - max(place.next, place.floor) - 1)
+        got = place.reader.take(limit)
+        if place.next < place.floor:
+            kind, _, name, _, arguments = got.pop(0)
+            assert (kind, name, arguments) == (GAP, "gap", (place.floor - place.next,))
+            place.next = place.floor
+        assert got == self.all[place.next : place.next + limit]
+        place.next += len(got)
+        self.credit()
+
+    @precondition(lambda self: self.places)
+    @rule(which=st.integers(0, 3))
+    def close(self, which: int) -> None:
+        place = self.places.pop(which % len(self.places))
+        place.reader.close()
+        place.reader.close()  # twice does no harm
+        self.credit()
+
+    @rule()
+    def wanted(self) -> None:
+        self.asked += 1
+        self.want = len(self.all)
+        self.log.wanted(lambda number=self.asked: self.granted.append(number))
+        self.credit()
+
+    @rule()
+    def drop(self) -> None:
+        self.log.drop()
+        self.dropped = True
+        for place in self.places:
+            place.floor = max(place.floor, len(self.all) - 1)
+
+    @invariant()
+    def credit_is_neither_lost_nor_early(self) -> None:
+        assert self.granted == self.expected
+
+    @invariant()
+    def every_append_woke_every_reader(self) -> None:
+        assert all(place.woken == place.due for place in self.places)
+
+    @invariant()
+    def keeps_the_newest(self) -> None:
+        log = self.log
+        assert list(log.records) == self.all[log.first :]
+        unread = len(self.all) - min((place.next for place in self.places), default=len(self.all))
+        kept = len(log.records)
+        assert kept <= max(MAX_EVENTS, unread)
+        if kept > max(1, unread):
+            assert log.size <= MAX_BYTES
+        if self.bytes <= MAX_BYTES and not self.dropped:
+            assert kept >= min(len(self.all), MAX_EVENTS)
+        assert kept > 0 or not self.all
+
+    @invariant()
+    def knows_the_attempts(self) -> None:
+        for index in {self.log.first, len(self.all) // 2, max(0, len(self.all) - 1), len(self.all)}:
+            number = max(1, sum(start <= index for start in self.attempts))
+            begin = self.attempts[number - 1] if self.attempts else 0
+            assert self.log.attempt_at(index) == (number, begin)
+
+
+TestLog = LogMachine.TestCase
+TestLog.settings = settings(max_examples=120, stateful_step_count=40)
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+batch = st.lists(st.booleans(), min_size=1, max_size=8) | st.tuples(st.just(True)) | st.just([False] * (BEHIND - 3))
+step = st.tuples(st.just("append"), batch) | st.tuples(
+    st.just("take"), st.tuples(st.integers(0, 1), st.integers(1, 60))
+)
+
+
+@given(st.lists(step, max_size=40))
+@example([("append", [False] * BEHIND + [True]), ("take", (0, 100_000)), ("append", [True]), ("append", [True])])
+def test_only_progress_that_newer_replaced_is_left_out(steps):
+    log = Log()
+    readers = [log.reader(lambda: None) for _ in range(2)]
+    heard: list[list[Any]] = [[], []]
+    spoken: list[Any] = []
+    behind = 0
+    for what, how in steps:
+        if what == "append":
+            new = [(progress if one else said)(len(spoken) + i) for i, one in enumerate(how)]
+            behind = max(behind, log.first + len(log.records) - min(reader.next for reader in readers))
+            spoken += new
+            log.append(list(new), 40 * len(new))
+        else:
+            which, limit = how
+            heard[which] += readers[which].take(limit)
+        if spoken:
+            assert log.records[-1] == spoken[-1]  # the newest always arrives
+    for reader, mine in zip(readers, heard, strict=True):
+        mine += reader.take(100_000)
+        numbers = [int(record[3]) for record in mine]
+        assert numbers == sorted(set(numbers))
+        assert mine == [spoken[number] for number in numbers]
+        for number in set(range(len(spoken))) - set(numbers):
+            assert behind > BEHIND
+            assert spoken[number][0] == spoken[number + 1][0] == PROGRESS
