@@ -92,6 +92,23 @@ def test_wherever_it_stands_and_on_every_engine(every: Client) -> None:
     assert every.submit(abs, every.share(-5)).result() == 5
 
 
+def test_deep_in_containers_and_in_every_item_of_a_map(client: Client) -> None:
+    share = client.share(numpy.arange(100_000))
+    assert client.submit(deep, [1, {"a": [share]}]).result() == 99_999
+    assert [seen[0] for seen in client.map(look, [share] * 6)] == [share.value.sum()] * 6
+
+
+def deep(items: list[Any]) -> int:
+    return int(items[1]["a"][0][-1])
+
+
+@pytest.mark.parametrize("url", ["thread://", "inline://"])
+def test_engines_of_this_process_pass_the_object_itself(url: str) -> None:
+    array = numpy.arange(10)
+    with Client(url) as client:
+        assert client.submit(lambda given: given is array, client.share(array)).result()
+
+
 def test_a_share_within_a_share(every: Client) -> None:
     inner = every.share(numpy.arange(1000.0))
     outer = every.share({"inner": inner, "twice": [inner, inner]})

@@ -433,6 +433,23 @@ def test_a_slow_reader_gets_all_and_memory_stays_flat(live: Client, how: str) ->
     assert grown < 20 << 20
 
 
+def report_between(rounds: int, reports: int) -> None:
+    for index in range(rounds):
+        emit("n", index)
+        for step in range(reports):
+            report(step / reports)
+
+
+def test_progress_that_nobody_reads_is_replaced_wherever_it_stands(live: Client) -> None:
+    task = live.submit(report_between, 300, 100)
+    unread = task.events()
+    next(live.submit(abs, 1).events("succeeded"))
+    task.events("succeeded").next(timeout=20)
+    events = list(unread)
+    assert [event.args[0] for event in events if event.name == "n"] == list(range(300))
+    assert len(events) < 300 * 3 + 1000
+
+
 # --- outside a task
 
 

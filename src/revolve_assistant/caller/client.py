@@ -418,10 +418,10 @@ class Client(concurrent.futures.Executor):
 
         `cancel_futures` cancels those that have not started. Without `wait` the rest ends in the background.
         """
+        if wait and self._tasks and self._blocks_itself():
+            raise UsageError("shutdown(wait=True) in a listener would wait for itself: call shutdown(wait=False)")
         self._begin_shutdown(cancel_futures)
         if wait:
-            if self._blocks_itself() and self._tasks:
-                raise UsageError("shutdown(wait=True) in a listener would wait for itself: call shutdown(wait=False)")
             self._wait_for_ends(None)
             self._close()
         else:

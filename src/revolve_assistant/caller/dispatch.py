@@ -66,7 +66,10 @@ class Dispatcher:
     def inside(self) -> bool:
         """Whether the calling thread is the one that must not block on a task."""
         ident = threading.get_ident()
-        return ident == self.loop_thread or (self.thread is not None and self.thread.ident == ident)
+        if ident == self.loop_thread and self.call_soon is not None:
+            closed = getattr(getattr(self.call_soon, "__self__", None), "is_closed", None)
+            return closed is None or not closed()
+        return self.thread is not None and self.thread.ident == ident
 
     def stop(self) -> None:
         """End the thread once everything posted has run; joins it unless called from it."""

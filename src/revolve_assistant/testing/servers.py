@@ -101,7 +101,8 @@ class Server:
 
     def freeze(self) -> None:
         """Stop it from doing anything (SIGSTOP): connections stay open and nobody answers."""
-        self._signal(signal.SIGSTOP)
+        process = self._signal(signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)  # until all of its threads stand still
 
     def thaw(self) -> None:
         """Let it go on after `freeze`."""
@@ -127,10 +128,11 @@ class Server:
             return file.read()
         return ""
 
-    def _signal(self, number: int) -> None:
+    def _signal(self, number: int) -> subprocess.Popen[bytes]:
         if self.process is None:
             raise UsageError(f"{self.program} does not run; start it first")
         self.process.send_signal(number)
+        return self.process
 
     def _end(self, number: int) -> None:
         process, self.process = self.process, None
