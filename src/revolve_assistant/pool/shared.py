@@ -94,4 +94,4 @@ def keep_freed_memory() -> None:
     global _kept  # noqa: PLW0603
     if not _kept:
         _kept = True
-        bytearray(16 << 20)
+        bytes(16 << 20)

@@ -22,7 +22,7 @@ LOOK = 0.002  # seconds from a child's last sign to the look at its board
 SLOW = 0.002  # seconds after which what waits behind a running task is taken back
 TICK = 0.5  # seconds between two looks at memory and health, while tasks run
 NEAR = 0.05  # the same, for memory, while a child uses more than half of what it may
-STILLBORN = 3
+STILLBORN = 10
 STOPPED_TICKS = 4  # ticks after which a child that was stopped (SIGSTOP) is given up
 
 
@@ -263,7 +263,7 @@ class Watch:
         supervisor.want_children()
 
     def _never_ready(self, child: ChildProcess, text: str, number: int | None, code: int | None) -> None:
-        """A child that did not come up. One waiting task fails of a failed initializer, or of the third such death
+        """A child that did not come up. One waiting task fails of a failed initializer, or of too many such deaths
         in a row: so this cannot go on for ever, and one unlucky kill costs nobody anything."""
         self._stillborn += 1
         if child.setup_error is None and self._stillborn < STILLBORN:

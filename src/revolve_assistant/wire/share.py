@@ -157,7 +157,7 @@ def unshare(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, .
 def _local(value: Any, deeper: bool = True) -> Any:
     kind = type(value)
     if kind is Share:
-        return value.value
+        return _local(value.value)
     if deeper and (kind is list or kind is tuple):
         if any(type(item) is Share for item in value):
             return kind(_local(item, False) for item in value)
