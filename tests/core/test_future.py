@@ -131,34 +131,6 @@ def test_as_completed_lets_go_of_what_it_gave(client: Client) -> None:  # issue 
         assert reference() is None
 
 
-def test_two_threads_wait_for_tasks_and_futures_mixed(client: Client) -> None:
-    def wait(*futures: cf.Future[Any]) -> None:
-        for _ in range(3000):
-            cf.wait(futures, timeout=0)
-
-    tasks = [client.submit(hear) for _ in range(20)]
-    made = sorted([*(cf.Future() for _ in range(60)), *tasks], key=id)
-    kinds = [type(each) is cf.Future for each in made]  # locked in the order of their ids
-    middle = next(i for i, plain in enumerate(kinds) if plain and not all(kinds[:i]) and not all(kinds[i:]))
-    low, high = made[kinds.index(False)], made[len(kinds) - 1 - kinds[::-1].index(False)]
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [
-            threading.Thread(target=wait, args=args, daemon=True)
-            for args in [(low, made[middle]), (made[middle], high)]
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(20)
-        assert not any(thread.is_alive() for thread in threads)
-    finally:
-        sys.setswitchinterval(usual)
-    for task in tasks:
-        task.send("go")
-
-
 def test_wait_races_with_the_ends(client: Client) -> None:  # issue 14406
     usual = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)

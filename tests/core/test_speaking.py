@@ -440,16 +440,6 @@ def report_between(rounds: int, reports: int) -> None:
             report(step / reports)
 
 
-def test_progress_that_nobody_reads_is_replaced_wherever_it_stands(live: Client) -> None:
-    task = live.submit(report_between, 300, 100)
-    unread = task.events()
-    next(live.submit(abs, 1).events("succeeded"))
-    task.events("succeeded").next(timeout=20)
-    events = list(unread)
-    assert [event.args[0] for event in events if event.name == "n"] == list(range(300))
-    assert len(events) < 300 * 3 + 1000
-
-
 # --- outside a task
 
 
