@@ -19,11 +19,16 @@ def total(array: Any) -> tuple[float, bool, int]:
 
 
 def look(array: Any) -> tuple[int, dict[str, int]]:
-    """Touch all of it, then say what this process has of it for itself, in bytes, and wait to be let go."""
+    """Touch all of it, and once all have done so say what this process has of it for itself, in bytes.
+
+    Pages that one process alone has mapped count as private, so each waits for the others before and after.
+    """
     assert array.sum() == len(array)
+    current_task().emit("looked")
+    current_task().receive(30)
     with open("/proc/self/smaps_rollup") as file:
         facts = {line.split(":")[0]: int(line.split()[1]) << 10 for line in file if line.endswith("kB\n")}
-    current_task().emit("looked")
+    current_task().emit("measured")
     current_task().receive(30)
     return os.getpid(), facts
 
@@ -49,10 +54,11 @@ def test_one_copy_for_all_children() -> None:
     with Client(max_workers=4) as client:
         shared = client.share(numpy.ones(size, dtype=numpy.uint8))
         tasks = [client.submit(look, shared) for _ in range(4)]
-        for task in tasks:
-            next(task.events("looked"))
-        for task in tasks:
-            task.send("go")
+        for step in ("looked", "measured"):
+            for task in tasks:
+                next(task.events(step))
+            for task in tasks:
+                task.send("go")
         seen = dict(task.result() for task in tasks)
         assert len(seen) == 4
         for facts in seen.values():

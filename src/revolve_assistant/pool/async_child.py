@@ -114,6 +114,7 @@ class AsyncChild(Child):
         if extras is not None and extras.get("capture"):
             self._begin_capture(seq)
         try:
+            self.await_shares(extras)
             args, kwargs = self.arguments(seq, payload, extras)
             value = await run_async(running, function.kind, function.load(), args, kwargs)
             if running._noticed:

@@ -229,6 +229,12 @@ class Child:
     def interrupt(self, seq: int) -> None:
         """The second rung of the ladder."""
 
+    def await_shares(self, extras: dict[str, Any] | None) -> None:
+        """Wait for the shared objects that the task names; its function may hold some, so before that is loaded."""
+        for key in extras.get("shares", ()) if extras is not None else ():
+            while key not in self.shared:
+                self.arrived.acquire()
+
     def take_buffers(self, seq: int) -> Any:
         """The out-of-band buffers of a task, which the control thread receives."""
         while True:
@@ -242,9 +248,6 @@ class Child:
     def arguments(self, seq: int, payload: bytes, extras: dict[str, Any] | None) -> Any:
         if extras is None:
             return loads(payload)
-        for key in extras.get("shares", ()):
-            while key not in self.shared:
-                self.arrived.acquire()
         if "buffers" not in extras:
             return loads(payload)
         buffers = self.take_buffers(seq)
@@ -428,6 +431,7 @@ class PlainChild(Child):
         try:
             try:
                 self.inside = True
+                self.await_shares(extras)
                 fn = function.load()
                 args, kwargs = self.arguments(seq, payload, extras)
                 if extras is not None and extras.get("capture"):
@@ -465,6 +469,7 @@ class PlainChild(Child):
         started = now = words[at.STARTED]
         function = self.functions[key]
         try:
+            self.await_shares(extras)
             fn = function.load()
             if "buffers" in extras:
                 payload = self.take_buffers(seq)[0]
