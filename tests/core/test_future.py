@@ -131,6 +131,29 @@ def test_as_completed_lets_go_of_what_it_gave(client: Client) -> None:  # issue 
         assert reference() is None
 
 
+def test_two_threads_wait_for_tasks_and_futures_mixed(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(*futures: cf.Future[Any]) -> None:
+        for _ in range(3000):
+            cf.wait(futures, timeout=0)
+
+    low, middle, high = client.submit(hear), cf.Future[Any](), client.submit(hear)
+    order = {low: 1, middle: 2, high: 3}  # futures are locked in the order of their ids
+    monkeypatch.setattr(cf._base, "id", lambda each: order.get(each, 0), raising=False)
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=wait, args=pair, daemon=True) for pair in [(low, middle), (middle, high)]]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert not any(thread.is_alive() for thread in threads)
+    finally:
+        sys.setswitchinterval(usual)
+    low.send("go")
+    high.send("go")
+
+
 def test_wait_races_with_the_ends(client: Client) -> None:  # issue 14406
     usual = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)

@@ -55,7 +55,10 @@ class LogMachine(RuleBasedStateMachine):
             self.want = None
             self.expected.append(self.asked)
 
-    @rule(count=st.integers(1, 12) | st.sampled_from([90, 400, 999, 1000, 1001]), each=st.sampled_from([40, 40, 5000]))
+    @rule(
+        count=st.integers(1, 12) | st.sampled_from([90, 400, 999, 1000, 1001]),
+        each=st.sampled_from([40, 40, 5000, 2 << 20]),
+    )
     def append(self, count: int, each: int) -> None:
         new = [said(len(self.all) + i) for i in range(count)]
         self.all += new
@@ -181,3 +184,15 @@ def test_only_progress_that_newer_replaced_is_left_out(steps):
         for number in set(range(len(spoken))) - set(numbers):
             assert behind > BEHIND
             assert spoken[number][0] == spoken[number + 1][0] == PROGRESS
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=10))
+def test_progress_alone_costs_a_reader_that_is_behind_one_record(batches):
+    log = Log()
+    log.reader(lambda: None)
+    log.append([said(number) for number in range(BEHIND + 1)] + [progress(-1)], 40 * (BEHIND + 2))
+    for count in batches:
+        log.append([progress(number) for number in range(count)], 40 * count)
+        assert len(log.records) == BEHIND + 2
+        assert log.records[-1] == progress(count - 1)
+        assert log.size == 40 * (BEHIND + 2)

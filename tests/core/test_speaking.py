@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
+import sys
 import threading
 import time
 import warnings
@@ -316,6 +318,57 @@ def test_capture(every: Client, fn: Any) -> None:
     assert "warned" in logged[1][2]
 
 
+def print_much(lines: int) -> int:
+    current_task().receive()
+    before = resident()
+    for index in range(lines):
+        print(f"{index:9}" * 1000)
+    return resident() - before
+
+
+def test_much_that_is_printed_arrives_whole_and_needs_no_memory(live: Client) -> None:
+    task = live.options(capture=True).submit(print_much, 3000)  # 27 MB
+    before, numbers, rest = resident(), [], ""
+    events = task.events("output")
+    task.send("go")
+    for event in events:
+        if event.name == "output":
+            *lines, rest = (rest + event.args[0]).split("\n")
+            numbers += [int(line[:9]) for line in lines]
+    assert numbers == list(range(3000))
+    assert resident() - before < 60 << 20
+    assert task.result() < 20 << 20
+
+
+def upset() -> None:
+    """What a callable may do to its process."""
+    os.chdir("/")
+    os.umask(0o777)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    sys.stdout = sys.stderr = sys.stdin = None  # type: ignore[assignment]
+    sys.argv[:] = sys.path[:] = []
+    os.environ.clear()
+    sys.setrecursionlimit(200)
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("error")
+    for fd in range(3):
+        os.close(fd)
+
+
+def test_a_callable_may_turn_its_process_upside_down() -> None:
+    with Client(max_workers=1) as client:
+        client.submit(upset).result()
+        assert client.submit(count, 1500).result() == 1500
+        task = client.submit(hold)
+        assert task.send("go", numpy.arange(3))
+        assert task.result().args[0].tolist() == [0, 1, 2]
+        task = client.options(capture=True).submit(print, "said")
+        task.result()
+        assert args(task, "output") == ["said\n"]
+        assert client.submit(numpy.sum, client.share(numpy.ones(100_000))).result() == 100_000
+
+
 # --- groups, attaching
 
 
@@ -378,7 +431,18 @@ def test_attaching(every: Client) -> None:
         unknown.result()
 
 
-# --- slow readers
+# --- slow readers, and late ones
+
+
+def test_a_listener_added_to_a_task_that_is_silent_hears_its_start(clients: dict[str, Client]) -> None:
+    begun, go, heard = threading.Event(), threading.Event(), threading.Event()
+    task = clients["thread"].submit(lambda: (begun.set(), go.wait(20)))
+    assert begun.wait(20)
+    task.add_listener("started", lambda worker: heard.set())
+    in_time = heard.wait(5)
+    go.set()
+    task.result()
+    assert in_time
 
 
 def flood(number: int, size: int) -> int:
@@ -434,10 +498,21 @@ def test_a_slow_reader_gets_all_and_memory_stays_flat(live: Client, how: str) ->
 
 
 def report_between(rounds: int, reports: int) -> None:
+    current_task().receive()
     for index in range(rounds):
         emit("n", index)
         for step in range(reports):
             report(step / reports)
+
+
+def test_progress_that_nobody_reads_is_replaced_wherever_it_stands(clients: dict[str, Client]) -> None:
+    task = clients["process"].submit(report_between, 300, 100)
+    unread = task.events()
+    task.send("go")
+    task.result()
+    events = list(unread)
+    assert [event.args[0] for event in events if event.name == "n"] == list(range(300))
+    assert len(events) < 1000
 
 
 # --- outside a task

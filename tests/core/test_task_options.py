@@ -427,8 +427,8 @@ def busy(rounds: int, pause: float) -> int:
 
 
 def test_a_task_that_says_nothing_is_stalled(one: Client) -> None:
-    task = one.options(stall=0.2).submit(busy, 8, 0.05)
-    with pytest.raises(TaskStalled, match=r"stall=0\.2"):
+    task = one.options(stall=0.5).submit(busy, 8, 0.1)
+    with pytest.raises(TaskStalled, match=r"stall=0\.5"):
         task.result()
     said = [event for event in task.events("busy") if event.name == "busy"]
     assert len(said) == 8  # each put it off

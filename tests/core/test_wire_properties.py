@@ -13,7 +13,7 @@ from unittest import mock
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from revolve_assistant.pool import board as at
@@ -80,6 +80,24 @@ class Wire:
                 raise Died
 
 
+class Words:
+    """The child's view of the board's words: after `left` more stores it dies."""
+
+    def __init__(self, words):
+        self.words = words
+        self.left = None
+
+    def __getitem__(self, index):
+        return self.words[index]
+
+    def __setitem__(self, index, value):
+        self.words[index] = value
+        if self.left is not None:
+            self.left -= 1
+            if self.left <= 0:
+                raise Died
+
+
 class Supervisor:
     """A `ChildProcess` without a process, and what it heard."""
 
@@ -116,6 +134,7 @@ def connected() -> Iterator[tuple[at.Board, socket.socket, Supervisor]]:
     ours, childs = socket.socketpair()
     with ours, childs:
         ours.setblocking(False)
+        childs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)  # as a child's: more than one read takes
         try:
             yield board, childs, Supervisor(ours, board)
         finally:
@@ -142,18 +161,20 @@ actions = st.one_of(
     st.lists(actions, max_size=40),
     st.sampled_from([None, -1]) | st.integers(0, 20) | st.integers(0, 1 << 19),
     st.integers(0, 30),
+    st.none() | st.integers(1, 6),
 )
-def test_every_record_arrives_once_and_in_order_whenever_the_child_dies(steps, left, deadly):
+def test_every_record_arrives_once_and_in_order_whenever_the_child_dies(steps, left, deadly, stores):
     clock = mock.Mock(return_value=10 * WINDOW)
     with connected() as (board, sock, supervisor), mock.patch.object(outboxes, "monotonic_ns", clock):
         sock.setblocking(False)
         wire = Wire(sock, supervisor)
-        outbox = Outbox(board, wire)
+        words = Words(board.words)
+        outbox = Outbox(SimpleNamespace(memory=board.memory, words=words), wire)
         said = unsure = 0  # records whose `put` returned; one in whose midst it died
         try:
             for index, (what, *how) in enumerate(steps):
                 if index == deadly:
-                    wire.left = left
+                    wire.left, words.left = left, stores
                 if what == "put":
                     unsure = 1
                     outbox.put(record(said, how[0]), how[1])
@@ -176,6 +197,32 @@ def test_every_record_arrives_once_and_in_order_whenever_the_child_dies(steps, l
         numbers = [one[4][0] for one in supervisor.heard]
         assert numbers == list(range(len(numbers)))
         assert said <= len(numbers) <= said + unsure
+
+
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("stores", range(1, 14))
+def test_a_death_between_any_two_stores_to_the_board(stores, reads):
+    with connected() as (board, sock, supervisor):
+        words = Words(board.words)
+        words.left = stores
+        outbox = Outbox(SimpleNamespace(memory=board.memory, words=words), sock)
+        said, died = 0, False
+        try:
+            for size in (5, 5, ROOM + 1, 5, 5):
+                outbox.put(record(said, size), True)
+                said += 1
+                if size == 5 and said != 1:
+                    outbox.flush()
+                if reads:
+                    supervisor.read()
+                    supervisor.peek()
+        except Died:
+            died = True
+        sock.close()
+        supervisor.bury()
+        numbers = [one[4][0] for one in supervisor.heard]
+        assert numbers == list(range(len(numbers)))
+        assert said <= len(numbers) <= said + died
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -212,6 +259,7 @@ lane_steps = st.one_of(
 
 
 @given(st.lists(lane_steps, max_size=60))
+@example([("push", 0), ("push", 0), ("push", 0), ("pop", 0), ("pop", 0), ("back", 2), ("pop", 0)])
 def test_lanes_are_a_queue_for_each_priority(steps):
     lanes = Lanes()
     waiting: list[Job] = []  # in the order in which they are to come

@@ -215,6 +215,8 @@ class Client(concurrent.futures.Executor):
         parcel.owner = task
         if options is not PLAIN:
             parcel.options = options
+            if options.retries:
+                self._dispatcher.get_ready()
             if options.unique is not None:
                 with self._lock:
                     holder = self._uniques.setdefault(options.unique, task)
@@ -341,7 +343,10 @@ class Client(concurrent.futures.Executor):
             with self._lock:
                 drained, self._drained = self._drained, []
             for call in drained:
-                call()
+                try:
+                    call()
+                except Exception:
+                    log.exception("what waits for a client's last task failed")
 
     def _blocks_itself(self) -> bool:
         """Whether this thread is one that must not wait for a task: it is what would end it."""
@@ -362,6 +367,7 @@ class Client(concurrent.futures.Executor):
 
     def add_listener(self, name: str, fn: Callable[..., Any], *, priority: int = 0) -> None:
         """Hear an event of every task from now on; `"*"` hears all, as `Event`."""
+        self._dispatcher.get_ready()
         with self._lock:
             if self._listeners is None:
                 listeners = Listeners()
@@ -424,9 +430,12 @@ class Client(concurrent.futures.Executor):
         if wait:
             self._wait_for_ends(None)
             self._close()
-        else:
-            done = self._when_drained(lambda: threading.Thread(target=self._close, name="revolve-closer").start())
-            del done
+        elif not self._closed:  # at once: from 3.12 on no thread can be started once the interpreter ends
+            threading.Thread(target=self._close_when_drained, name="revolve-closer", daemon=True).start()
+
+    def _close_when_drained(self) -> None:
+        self._wait_for_ends(None)
+        self._close()
 
     def _begin_shutdown(self, cancel_futures: bool) -> None:
         self._shut = True
@@ -544,30 +553,6 @@ class Client(concurrent.futures.Executor):
 
     def __repr__(self) -> str:
         return f"<Client {type(self._engine).__module__.rpartition('.')[2]} {len(self._tasks)} tasks>"
-
-
-def _engine(
-    url: Any, max_workers: int | None, initializer: Any, initargs: tuple[Any, ...], options: dict[str, Any]
-) -> Any:
-    if url is None:
-        url = os.environ.get("REVOLVE_URL") or "process://"
-    if isinstance(url, concurrent.futures.Executor):
-        if max_workers is not None or initializer is not None:
-            raise UsageError("an executor brings its own workers: leave max_workers and initializer out")
-        from ..providers.executor import Engine as ExecutorEngine
-
-        return ExecutorEngine(url, **options)
-    if not isinstance(url, str):
-        if max_workers is not None or initializer is not None or options:
-            raise UsageError("an engine object brings its own settings: leave max_workers, initializer and options out")
-        return url
-    from ..providers import registry
-
-    if max_workers is not None:
-        options = {**options, "max_workers": max_workers}
-    if initializer is not None:
-        options = {**options, "initializer": initializer, "initargs": initargs}
-    return registry.engine(url, **options)
 
 
 def _find(task_id: str) -> Task[Any] | None:

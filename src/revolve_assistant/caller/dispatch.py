@@ -80,6 +80,11 @@ class Dispatcher:
             self._wake()
             thread.join()
 
+    def get_ready(self) -> None:
+        """Start the thread that `post` will need: from 3.12 on none can be started once the interpreter ends."""
+        if self.thread is None and self.call_soon is None and not self._stopped:
+            self._start()
+
     def _start(self) -> None:
         with self._lock:
             if self.thread is None:

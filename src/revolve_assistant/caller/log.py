@@ -95,8 +95,13 @@ class Log:
             end = self.first + len(kept)
             readers = self.readers
             slowest = min((reader.next for reader in readers), default=end)
-            if end - slowest > BEHIND and records and records[0][0] == PROGRESS:
+            if end - slowest > BEHIND and records:
                 before = len(records)
+                records = [
+                    record
+                    for record, after in zip(records, [*records[1:], None], strict=True)
+                    if record[0] != PROGRESS or after is None or after[0] != PROGRESS
+                ]
                 records = self._coalesce(records, max((reader.next for reader in readers), default=0))
                 size = size * len(records) // before
             kept += records

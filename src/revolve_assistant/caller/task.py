@@ -158,6 +158,7 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
                 if self._callbacks is None:
                     self._callbacks = []
                 self._callbacks.append(fn)
+                self._client._dispatcher.get_ready()
                 return
         self._client._dispatcher.post(lambda: self._call_back(fn))
 

@@ -318,18 +318,30 @@ class _Shield:
 
     def install(self) -> None:
         try:
-            for number in self._handlers:
-                set_signal(number, self._handle)
+            self._install_all()
             self._open = False
         except BaseException:
             self.remove()
             raise
 
+    def _install_all(self) -> None:
+        # loops in functions of their own: on 3.13.0 a signal at a loop's end escapes the `try` around that loop
+        for number in self._handlers:
+            set_signal(number, self._handle)
+
+    def _put_back(self, left: list[tuple[int, Any]]) -> None:
+        while left:
+            set_signal(*left[-1])
+            left.pop()
+
+    def _catch_up(self) -> None:
+        while self._held:
+            self._handle(*self._held.pop(0))
+
     def wait(self, poll: Callable[[float], list[tuple[int, int]]], rest: float) -> list[tuple[int, int]]:
         try:
             self._open = True
-            while self._held:
-                self._handle(*self._held.pop(0))
+            self._catch_up()
             return poll(rest)
         finally:
             self._open = False
@@ -340,9 +352,7 @@ class _Shield:
         problem: BaseException | None = None
         while left:
             try:
-                while left:
-                    set_signal(*left[-1])
-                    left.pop()
+                self._put_back(left)
             except BaseException as error:
                 problem = error
         self._open = True

@@ -65,7 +65,6 @@ class Engine(LiveEngine):
         if job.state != WAITING:  # a thread has taken it
             return False
         self._lanes.drop(job)  # type: ignore[arg-type]
-        job.state = WAITING
         return True
 
     def _serve(self) -> None:

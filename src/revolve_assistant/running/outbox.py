@@ -75,6 +75,7 @@ class Outbox:
         end = self._end
         if not end:
             return
+        self._flushed = now or monotonic_ns()
         memory = self._memory
         _header.pack_into(memory, at.OUTBOX - _PREFIX, end + 5, 0xDD)
         _count.pack_into(memory, at.OUTBOX - 4, self._count)
@@ -83,12 +84,11 @@ class Outbox:
         words[at.OUT] = 0  # in this order: between the two nothing is taken for unsent
         words[at.FRAME] += 1
         self._end = self._count = 0
-        self._flushed = now or monotonic_ns()
 
     def _direct(self, record: bytes) -> None:
         with self._lock:
             self._flush()
+            self._flushed = monotonic_ns()
             self._sock.sendall(_header.pack(len(record) + 1, 0x91))
             self._sock.sendall(record)
             self._words[at.FRAME] += 1
-            self._flushed = monotonic_ns()
