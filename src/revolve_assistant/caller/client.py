@@ -18,6 +18,7 @@ from ..errors import ClientClosed, NotCarriable, TaskLost, Unsupported, UsageErr
 from ..wire.carry import Carrier
 from .dispatch import Dispatcher
 from .ending import say_unretrieved
+from .engines import choose_engine
 from .listeners import Listener, Listeners
 from .options import PLAIN, Options, merge, options_of
 from .task import Task, _cancelled
@@ -117,7 +118,7 @@ class Client(concurrent.futures.Executor):
         self._messenger = messenger
         self._carrier = Carrier()
         self._reopen = not isinstance(url, (Engine, concurrent.futures.Executor))
-        self._make: Callable[[], Any] = lambda: _engine(
+        self._make: Callable[[], Any] = lambda: choose_engine(
             url, max_workers, initializer, tuple(initargs), provider_options
         )
         self._engine: Any = self._make()
