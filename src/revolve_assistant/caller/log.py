@@ -95,7 +95,7 @@ class Log:
             end = self.first + len(kept)
             readers = self.readers
             slowest = min((reader.next for reader in readers), default=end)
-            if end - slowest > BEHIND and records:
+            if records and end + len(records) - slowest > BEHIND:
                 before = len(records)
                 records = [
                     record
