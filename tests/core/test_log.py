@@ -168,7 +168,8 @@ def test_only_progress_that_newer_replaced_is_left_out(steps):
     for what, how in steps:
         if what == "append":
             new = [(progress if one else said)(len(spoken) + i) for i, one in enumerate(how)]
-            behind = max(behind, log.first + len(log.records) - min(reader.next for reader in readers))
+            unread = log.first + len(log.records) + len(new) - min(reader.next for reader in readers)
+            behind = max(behind, unread)
             spoken += new
             log.append(list(new), 40 * len(new))
         else:

@@ -22,7 +22,7 @@ GAP = -2
 
 MAX_EVENTS = 1000
 MAX_BYTES = 1 << 20
-BEHIND = 100  # unread events from which progress that nobody has read is replaced by newer
+BEHIND = 100  # unread events, those just coming included, from which progress nobody has read is replaced by newer
 
 
 class Reader:
