@@ -63,6 +63,8 @@ class Messenger(ABC):
         """Up to `limit` messages after each channel's cursor; `b""` is the start of the log.
 
         Waits up to `wait` seconds for the first one; may return early and empty. Raises `Unreachable`.
+        `wait` also says how urgent the reader is to a carrier that must be polled (`traits.waits` is False): with at
+        most 1 second it looks every 8 ms or sooner, with more it backs off to 250 ms.
         """
 
     @abstractmethod
