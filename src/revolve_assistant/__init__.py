@@ -7,6 +7,7 @@ TYPE_CHECKING = False  # as typing's, whose import takes 5 ms
 _HOME = {
     "Client": "caller.client",
     "Task": "caller.task",
+    "Worker": "worker.worker",
     "defaults": "caller.options",
     "Options": "caller.options",
     "emit": "running.api",
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
     from .running.api import report as report
     from .running.api import track as track
     from .traits import Traits as Traits
+    from .worker.worker import Worker as Worker
 
 __version__ = "0.1.0"
 __all__ = sorted([*_HOME, "__version__"])  # noqa: PLE0605 - computed from the one table above

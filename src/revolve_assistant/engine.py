@@ -136,6 +136,9 @@ class Outcome(msgspec.Struct, frozen=True):
 class Queue(Engine):
     """An Engine that holds tasks for our own workers. One thread calls it."""
 
+    lease: float = 30.0
+    """Seconds after which a parcel that was taken and not extended may go to another worker."""
+
     @abstractmethod
     def take(self, queues: Sequence[str], *, limit: int, wait: float) -> Sequence[Lease]:
         """Up to `limit` leases, earlier names and higher priorities first; waits up to `wait` seconds for one."""

@@ -132,7 +132,14 @@ if TYPE_CHECKING:
 
 
 class Untrusted(AssistantError):
-    """A signature or an allow-list refused a message."""
+    """A signature or an allow-list refused a message.
+
+    `reason`: forged, unknown key, truncated, expired, newer version or unsigned; `fingerprint` of the key that the
+    message claims, or "".
+    """
+
+    reason: str = ""
+    fingerprint: str = ""
 
 
 class CancelSignal(BaseException):

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ..engine import Engine, Parcel
-from ..errors import ClientClosed, NotCarriable, TaskLost, Unsupported, UsageError
+from ..errors import ClientClosed, NotCarriable, TaskLost, Unreachable, UsageError
 from ..wire.carry import Carrier
 from .dispatch import Dispatcher
 from .ending import say_unretrieved
@@ -95,6 +95,11 @@ class Client(concurrent.futures.Executor):
     exit runs when the worker ends. Further options are the provider's: `max_tasks_per_child`, `memory_limit` (bytes
     or "2GiB"), `concurrency` (coroutines at once in one child), `ladder` (three numbers of seconds).
 
+    With the address of a queue (`gearman://…`) tasks go to workers elsewhere (`revolve worker`): `messenger` carries
+    events back, `secret` (else REVOLVE_SECRET, REVOLVE_SECRET_FILE, or a file of this user's own on this machine) signs
+    all that travels, and `result()` raises `Unreachable` once a server did not answer for `patience` seconds. Leaving
+    the block then sends what was submitted and lets go: unfinished tasks raise `ClientClosed` and go on.
+
     Under `with` and for a bare `Client()` listeners run on a thread of the client's own, under `async with` in the
     event loop. Leaving the block waits for the ends of all tasks. Raises `UsageError`, `UnknownProvider`.
     """
@@ -106,7 +111,8 @@ class Client(concurrent.futures.Executor):
         messenger: Any = None,
         max_workers: int | None = None,
         namespace: str = "assistant",
-        secret: str | bytes | None = None,
+        secret: str | bytes | Sequence[str | bytes] | None = None,
+        patience: float = 300.0,
         initializer: Callable[..., Any] | None = None,
         initargs: tuple[Any, ...] = (),
         **provider_options: Any,
@@ -114,23 +120,15 @@ class Client(concurrent.futures.Executor):
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be a callable, got {initializer!r:.100}")
         self.namespace = namespace
-        self._secret = secret
-        self._messenger = messenger
+        self._patience = patience
         self._carrier = Carrier()
         self._reopen = not isinstance(url, (Engine, concurrent.futures.Executor))
         self._make: Callable[[], Any] = lambda: choose_engine(
-            url, max_workers, initializer, tuple(initargs), provider_options
+            url, messenger, max_workers, namespace, secret, initializer, tuple(initargs), dict(provider_options)
         )
         self._engine: Any = self._make()
-        if not self._engine.traits.local:
-            self._engine.close()
-            raise Unsupported(
-                f"{url!r} is a queue: it needs workers that take from it, which this version does not have yet; "
-                "Client() runs tasks in processes of this machine"
-            )
-        if messenger is not None and not self._engine.traits.live:
-            raise Unsupported("this engine carries its events itself: leave messenger out")
         self._live = self._engine.traits.live
+        self._remote = not self._engine.traits.local
         self._dispatcher = Dispatcher()
         self._dispatcher.pump = None if self._live else self._engine.pump
         self._listeners: Listeners | None = None
@@ -211,12 +209,13 @@ class Client(concurrent.futures.Executor):
             work=work,
             queue=options.queue,
             priority=options.priority,
+            delay=options.delay if self._remote else 0.0,
         )
         task: Task[Any] = Task(self, parcel, options)
         parcel.owner = task
         if options is not PLAIN:
             parcel.options = options
-            if options.retries:
+            if options.retries and not self._remote:
                 self._dispatcher.get_ready()
             if options.unique is not None:
                 with self._lock:
@@ -229,7 +228,7 @@ class Client(concurrent.futures.Executor):
             self._tasks[parcel.id] = task
             if self._shut:  # shut down meanwhile, by another thread
                 raise ClientClosed("cannot submit: the client was shut down")
-            if options.delay:
+            if options.delay and not self._remote:
                 self._later(task, options.delay)
             else:
                 self._engine.submit((parcel,), _sink)
@@ -362,7 +361,27 @@ class Client(concurrent.futures.Executor):
         pump = getattr(engine, "pump", None)
         if pump is not None and pump.lead(ended, timeout, register) and (ended() or timeout is not None):
             return ended()
-        return wait(register, timeout)
+        return self._wait_patiently(ended, timeout, register) if self._remote else wait(register, timeout)
+
+    def _wait_patiently(self, ended: Callable[[], bool], timeout: float | None, register: Any) -> bool:
+        """Wait for what comes from elsewhere; raises `Unreachable` once a server was away for `patience` seconds."""
+        deadline = None if timeout is None else monotonic() + timeout
+        while True:
+            now, away = monotonic(), self._engine.away_since
+            if away and now - away >= self._patience:
+                raise Unreachable(
+                    f"{self._engine.place} has not answered for {now - away:.0f} s: {self._engine.trouble}; "
+                    "the task goes on there"
+                )
+            left = self._patience - (now - away if away else 0.0)
+            if deadline is not None:
+                left = min(left, deadline - now)
+            if wait(register, max(0.0, left)):
+                return True
+            if ended():
+                return True
+            if deadline is not None and monotonic() >= deadline:
+                return False
 
     # --- listening
 
@@ -425,10 +444,12 @@ class Client(concurrent.futures.Executor):
 
         `cancel_futures` cancels those that have not started. Without `wait` the rest ends in the background.
         """
-        if wait and self._tasks and self._blocks_itself():
+        if wait and self._tasks and not self._remote and self._blocks_itself():
             raise UsageError("shutdown(wait=True) in a listener would wait for itself: call shutdown(wait=False)")
         self._begin_shutdown(cancel_futures)
-        if wait:
+        if self._remote:
+            self._close()  # what was submitted is flushed; the rest is the workers' affair
+        elif wait:
             self._wait_for_ends(None)
             self._close()
         elif not self._closed:  # at once: from 3.12 on no thread can be started once the interpreter ends
@@ -512,7 +533,8 @@ class Client(concurrent.futures.Executor):
             self._interrupted()
         self._begin_shutdown(False)
         try:
-            await wait_async(self._when_drained)
+            if not self._remote:
+                await wait_async(self._when_drained)
         finally:
             self._dispatcher.use_loop(None)
             if in_trio():

@@ -6,15 +6,36 @@ import concurrent.futures
 import os
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import Unsupported, UsageError
 
 
 def choose_engine(
-    url: Any, max_workers: int | None, initializer: Any, initargs: tuple[Any, ...], options: dict[str, Any]
+    url: Any,
+    messenger: Any,
+    max_workers: int | None,
+    namespace: str,
+    secret: Any,
+    initializer: Any,
+    initargs: tuple[Any, ...],
+    options: dict[str, Any],
 ) -> Any:
-    """The engine, not opened. Raises `UsageError`, `UnknownProvider`, `ProviderMissing`."""
+    """The engine, not opened. Raises `UsageError`, `UnknownProvider`, `ProviderMissing`, `Unsupported`."""
     if url is None:
         url = os.environ.get("REVOLVE_URL") or "process://"
+    if not isinstance(url, concurrent.futures.Executor) and url != "process://":
+        from ..providers.carriers import choose, is_queue
+
+        if is_queue(url):
+            from .remote import Remote
+
+            if max_workers is not None or initializer is not None:
+                raise UsageError(
+                    "a queue's workers are started elsewhere (revolve worker): leave max_workers and initializer out"
+                )
+            pending = {"max_pending": options.pop("max_pending")} if "max_pending" in options else {}
+            return Remote(choose(url, messenger, secret, namespace, **options), **pending)
+    if messenger is not None:
+        raise Unsupported("this engine carries its events itself: leave messenger out")
     if isinstance(url, concurrent.futures.Executor):
         if max_workers is not None or initializer is not None:
             raise UsageError("an executor brings its own workers: leave max_workers and initializer out")
@@ -25,10 +46,15 @@ def choose_engine(
         if max_workers is not None or initializer is not None or options:
             raise UsageError("an engine object brings its own settings: leave max_workers, initializer and options out")
         return url
-    from ..providers import registry
-
     if max_workers is not None:
         options = {**options, "max_workers": max_workers}
+    return local_engine(url, initializer, initargs, options)
+
+
+def local_engine(url: str, initializer: Any, initargs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """The local engine of a name or URL, not opened: also what runs a Worker's tasks. Raises as `registry.engine`."""
+    from ..providers import registry
+
     if initializer is not None:
         options = {**options, "initializer": initializer, "initargs": initargs}
-    return registry.engine(url, **options)
+    return registry.engine(url if "://" in url else f"{url}://", **options)

@@ -278,6 +278,18 @@ def next_delay(options: Options, attempt: int, error: BaseException, rng: Rng | 
 _EXPONENTIAL = Exponential()
 
 
+def delay_of(retry: list[Any], attempt: int, error: BaseException) -> float | None:
+    """`next_delay` from what travelled with a task: `Terms.retry` of `wire.envelope`. Unpickles: for children only."""
+    retries, base, cap, constant, pickled = retry
+    options = Options(retries=retries, backoff=Exponential(base, cap) if constant is None else constant)
+    if pickled is not None:
+        import pickle
+
+        retry_on, backoff = pickle.loads(pickled)
+        options = merge(options, retry_on=retry_on, backoff=options.backoff if backoff is None else backoff)
+    return next_delay(options, attempt, error)
+
+
 def _worth(kinds: tuple[type[BaseException], ...], error: BaseException) -> bool:
     if isinstance(error, kinds):
         return True

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, PENDING
 from time import time
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from ..errors import RemoteError, TaskCancelled, UsageError
+from ..errors import RemoteError, TaskCancelled, Unreachable, UsageError
 from ..event import Progress
 from ..pool.pump import Timer
 from ..pool.reports import (
@@ -25,6 +25,7 @@ from ..pool.reports import (
     REPORT_FAILED,
     REPORT_LOST,
     REPORT_RAISED,
+    REPORT_RETRYING,
     REPORT_RETURNED,
     REPORT_STARTED,
     REPORT_SUCCEEDED,
@@ -35,7 +36,7 @@ from .hearing import Hearing
 from .listeners import Listener
 from .log import LOCAL
 from .stream import Events, Items
-from .waiting import wait_async
+from .waiting import in_loop, in_trio, wait, wait_async
 
 if TYPE_CHECKING:
     from ..engine import Parcel
@@ -49,11 +50,14 @@ log = logging.getLogger("revolve_assistant")
 
 
 class _Acknowledged:
-    """What `queued()` returns: done already, and awaitable."""
+    """What `queued()` returns: awaitable, and done already unless it was called from an event loop."""
+
+    def __init__(self, waiting: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
+        self._waiting = waiting
 
     def __await__(self) -> Generator[Any, None, None]:
-        return
-        yield
+        if self._waiting is not None:
+            yield from self._waiting().__await__()
 
 
 class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
@@ -170,9 +174,13 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
     def queued(self, timeout: float = 5.0) -> _Acknowledged:
         """Return once the engine has acknowledged the task; an engine on this machine has it at once. Awaitable.
 
-        Raises `Unreachable` after `timeout` seconds.
+        In plain code it blocks; called from an event loop it has to be awaited. Raises `Unreachable` after `timeout`
+        seconds.
         """
-        return _Acknowledged()
+        client, parcel = self._client, self._parcel
+        if not client._remote or parcel is None:
+            return _Acknowledged()
+        return _acknowledged(client, parcel, timeout)
 
     def __repr__(self) -> str:
         return f"<Task {self.id} {self.name} {self.state}>"
@@ -295,6 +303,8 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
             self._take_start(report[2], report[3])
         elif kind == REPORT_WANT:
             self._ensure_log().wanted(lambda: self._client._grant(self))
+        elif kind == REPORT_RETRYING:
+            self._say_retrying(report[2], report[3])
         elif kind == REPORT_CANCELLED:
             self._settle("cancelled", report[2], _cancelled(self, report[2]))
         elif kind == REPORT_RETURNED:
@@ -310,7 +320,7 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
 
     def _attempt_failed(self, state: str, error: BaseException | None) -> None:
         """An attempt failed: another one, or the end. What decides may run the user's code: not on the pump."""
-        if self._options.retries and not self._stopping:
+        if self._options.retries and not self._stopping and not self._client._remote:  # there a worker decides
             self._client._dispatcher.post(lambda: self._retry_or_fail(state, error))
         else:
             self._settle(state, "", error)
@@ -329,16 +339,51 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
                 self._timer = Timer(None)  # from now on it waits: messages are kept for the next attempt
         with _ending:
             self._packed_error = self._exception = None
+        self._say_retrying(f"{type(shown).__name__}: {shown}", delay)
+        self._client._again(self, delay)
+
+    def _say_retrying(self, reason: str, delay: float) -> None:
         if self._started is None:
             self._start_late(time())
-        kept = self._ensure_log()
-        reason = f"{type(shown).__name__}: {shown}"
-        kept.append([(LOCAL, 0, "retrying", time(), (reason, delay))], 64 + len(reason))
+        self._ensure_log().append([(LOCAL, 0, "retrying", time(), (reason, delay))], 64 + len(reason))
         self._started = None
         self._progress = None
         if self._listened:
             self._post()
-        self._client._again(self, delay)
+
+
+def _acknowledged(client: Client, parcel: Parcel, timeout: float) -> _Acknowledged:
+    engine = client._engine
+
+    def late() -> Unreachable:
+        why = f": {engine.trouble}" if engine.trouble is not None else ""
+        return Unreachable(f"{engine.place} has not acknowledged task {parcel.id} within {timeout:g} s{why}")
+
+    def register(wake: Callable[[], None]) -> Callable[[], None]:
+        return engine.when_acknowledged(parcel, wake)  # type: ignore[no-any-return]
+
+    async def waiting() -> None:
+        if in_trio():
+            import sys
+
+            with sys.modules["trio"].move_on_after(timeout):
+                await wait_async(register)
+                return
+        else:
+            import asyncio
+
+            try:
+                await asyncio.wait_for(wait_async(register), timeout)
+                return
+            except TimeoutError:
+                pass
+        raise late()
+
+    if in_loop():
+        return _Acknowledged(waiting)
+    if not wait(register, timeout):
+        raise late()
+    return _Acknowledged()
 
 
 def _cancelled(task: Task[Any], rung: str) -> TaskCancelled:

@@ -75,6 +75,12 @@ def in_trio() -> bool:
     return True
 
 
+def in_loop() -> bool:
+    """Whether the caller runs in an event loop, which it must not block."""
+    asyncio = sys.modules.get("asyncio")
+    return (asyncio is not None and asyncio._get_running_loop() is not None) or in_trio()
+
+
 class _Bell:
     """Wakes the futures of one event loop: one thread crossing for all that are woken before the loop looks."""
 

@@ -12,6 +12,8 @@ import sys
 COMMANDS = {
     "run": "run a function once for each item, in parallel, with live progress",
     "demo": "see it work: real work in child processes, in under 15 seconds, no server",
+    "worker": "take tasks from a queue and run them here",
+    "secret": "make the secret that signs what travels, or show its fingerprint",
     "stack": "show where a running task is, line by line",
 }
 """Name -> what it is for, in the order in which people meet them."""

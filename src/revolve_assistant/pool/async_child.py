@@ -14,7 +14,8 @@ from ..errors import CancelSignal
 from ..running import api
 from ..running.body import run_async
 from ..running.running import Running
-from .child import READ, Child, Function, frames
+from .child import READ, Child, frames
+from .function import Function, again
 from .reports import FUNCTION, STARTED, STOP, TASK
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -113,10 +114,12 @@ class AsyncChild(Child):
         function = self.functions[key]
         if extras is not None and extras.get("capture"):
             self._begin_capture(seq)
+        fn = args = kwargs = None
         try:
             self.await_shares(extras)
+            fn = function.load()
             args, kwargs = self.arguments(seq, payload, extras)
-            value = await run_async(running, function.kind, function.load(), args, kwargs)
+            value = await run_async(running, function.kind, fn, args, kwargs)
             if running._noticed:
                 self.cancelled(seq, started, "flag")
             else:
@@ -129,8 +132,9 @@ class AsyncChild(Child):
         except CancelSignal:
             self.cancelled(seq, started, "flag")
         except BaseException as error:
-            self.error(seq, started, error)
+            self.error(seq, started, error, again(function, extras, attempt, error))
         finally:
+            fn = args = kwargs = None
             self.running.pop(seq, None)
             self.runnings.pop(seq, None)
             self.flagged.discard(seq)

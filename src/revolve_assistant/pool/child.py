@@ -29,6 +29,7 @@ from ..running.body import run
 from ..running.outbox import Outbox
 from ..running.running import ATOMS, Message, Running
 from . import board as at
+from .function import Function, again
 from .reports import (
     BUFFERS,
     CANCELLED,
@@ -64,24 +65,6 @@ LARGE = 8 << 20  # bytes of a pickle from which it travels in shared memory
 _UNBROKEN = frozenset(
     os.path.join(os.path.dirname(api.__file__), name) for name in ("outbox.py", "capture.py")
 )  # files in whose functions no CancelSignal is raised: it would tear a frame, or lose what was printed
-
-
-class Function:
-    """A callable that was sent once: unpickled at its first use, inside the task that uses it."""
-
-    __slots__ = ("_body", "_value", "kind", "name")
-
-    def __init__(self, name: str, kind: str, body: bytes) -> None:
-        self.name = name
-        self.kind = kind
-        self._body: bytes | None = body
-        self._value: Any = None
-
-    def load(self) -> Any:
-        if self._body is not None:
-            self._value = loads(self._body)
-            self._body = None
-        return self._value
 
 
 def frames(pending: bytearray) -> list[Any]:
@@ -275,10 +258,10 @@ class Child:
                 send_buffers(self.control, (BUFFERS, seq), buffers)
         self.put(_encode((RESULT, seq, monotonic_ns() - started, payload, len(buffers or ()))), True)
 
-    def error(self, seq: int, started: int, error: BaseException) -> None:
+    def error(self, seq: int, started: int, error: BaseException, again: float | None = None) -> None:
         from ..wire.remote import pack_error
 
-        self.put(_encode((ERROR, seq, monotonic_ns() - started, pack_error(error))), True)
+        self.put(_encode((ERROR, seq, monotonic_ns() - started, pack_error(error), again)), True)
 
     def cancelled(self, seq: int, started: int, rung: str) -> None:
         self.put(_encode((CANCELLED, seq, monotonic_ns() - started, rung)), True)
@@ -454,7 +437,7 @@ class PlainChild(Child):
         except BaseException as error:
             if _copy:
                 _end_copy(True)
-            self.error(seq, started, error)
+            self.error(seq, started, error, again(function, extras, attempt, error))
         finally:
             fn = args = kwargs = value = None
             self.end(seq)

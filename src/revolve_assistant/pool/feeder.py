@@ -127,6 +127,9 @@ class Feeder:
         options = job.parcel.options
         if options is not None and options.capture:
             extras["capture"] = True
+        retry = getattr(options, "retry", None)  # only where this process decides for somebody else: a worker
+        if retry is not None:
+            extras["retry"] = retry
         if job.parcel.chunk:
             extras["chunk"] = True
             if job.parcel.chunk == 2:

@@ -471,7 +471,7 @@ class Supervisor(Engine):
                     if job.verdict is not None or job.rung in ("SIGTERM", "SIGKILL"):
                         self.end(job, self.ladder.ended(job, job.rung))
                     else:
-                        self.end(job, (job.parcel, REPORT_FAILED, record[3]))
+                        self.end(job, (job.parcel, REPORT_FAILED, record[3], record[4]))
             elif kind == CANCELLED:
                 job = jobs.pop(record[1], None)
                 if job is not None:

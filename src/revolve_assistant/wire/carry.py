@@ -146,7 +146,7 @@ class Carrier:
             from .remote import refuse
 
             refuse(name_of(fn).partition(":")[2] + "()", "", fn, error)
-        function = Function(_key(body), name_of(fn), kind_of(fn), body, by_value)
+        function = Function(key_of(body), name_of(fn), kind_of(fn), body, by_value)
         if (captured is not None or not by_value) and not _registered():
             slot, known = id(fn), self._known
             known[slot] = (ref(fn, lambda _: known.pop(slot, None)), function, captured)
@@ -253,7 +253,8 @@ def _cached(fn: Callable[..., Any], parameters: dict[str, Any]) -> Any:
     return lru_cache(**parameters)(fn)
 
 
-def _key(body: bytes) -> int:
+def key_of(body: bytes) -> int:
+    """The number of a body in this process: equal bodies have one."""
     global _old, _young
     if len(body) > 64:
         from hashlib import blake2b

@@ -284,6 +284,15 @@ def unpack_error(data: bytes) -> BaseException:
     return rebuilt[0]
 
 
+def headline(data: bytes) -> str:
+    """The class and message of a packed error, in one line; unpickles nothing. Never raises."""
+    try:
+        link = msgspec.msgpack.decode(data, type=_Error).links[0]
+    except Exception:
+        return "an error that cannot be read"
+    return f"{link.type_name}: {link.message}" if link.message else link.type_name
+
+
 def not_rebuilt(name: str, problem: BaseException) -> RemoteError:
     """The error of a result that could not be unpickled here. Re-raises a Ctrl-C of the main thread."""
     if isinstance(problem, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():

@@ -123,7 +123,7 @@ class Queue(Member[_Tasks], contract.Queue):
 
     def __init__(self, name: str = "", *, lease: float = LEASE, clock: Clock = time.monotonic) -> None:
         super().__init__(name, clock=clock)
-        self._lease = lease
+        self.lease = lease
 
     @classmethod
     def from_url(cls, url: Url, *, clock: Clock = time.monotonic, **options: object) -> Queue:
@@ -168,7 +168,7 @@ class Queue(Member[_Tasks], contract.Queue):
             while len(leases) < limit and (task := store.pop(queue)) is not None:
                 task.deliveries += 1
                 task.token = next(store.numbers)
-                store.hold(task, "leased", self._lease)
+                store.hold(task, "leased", self.lease)
                 leases.append(Lease(task.id, task.body, task.queue, task.deliveries, task.token))
         return leases
 
@@ -178,7 +178,7 @@ class Queue(Member[_Tasks], contract.Queue):
             for lease in leases:
                 task = store.held(lease)
                 if task is not None:
-                    store.hold(task, "leased", self._lease)
+                    store.hold(task, "leased", self.lease)
 
     def settle(self, outcomes: Sequence[tuple[Lease, Outcome]]) -> None:
         store = self._joined()

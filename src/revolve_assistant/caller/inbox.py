@@ -1,0 +1,204 @@
+"""Sorts what comes back from workers: which task, which run, what is new of it. Pure: no I/O, no threads.
+
+        frames of run a:   1 2 3 ┄┄┄ (its worker dies)          7 8 (a late one: dropped, run a is fenced)
+        frames of run b:              1 2 ┄ 5 6 end
+        the task hears:    1 2 3  retrying  1 2 gap(2) 5 6 end
+
+A run that was not seen before is newer than the one before it, and fences that off. Numbers within a run have no
+holes, so what was sent twice is dropped and what is missing is said. The end of a fenced run is kept aside: it counts
+only if the newer run turns out to be lost.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from time import time
+from typing import TYPE_CHECKING, Any
+
+from ..errors import TaskLost, Untrusted
+from ..pool.reports import (
+    EVENT,
+    PACKED,
+    PROGRESS,
+    REPORT_CANCELLED,
+    REPORT_EVENTS,
+    REPORT_FAILED,
+    REPORT_LOST,
+    REPORT_RAISED,
+    REPORT_RETRYING,
+    REPORT_RETURNED,
+    REPORT_STARTED,
+    REPORT_SUCCEEDED,
+)
+from ..wire import frames as wire
+from .log import LOCAL
+
+if TYPE_CHECKING:
+    from ..engine import Parcel, Sink
+
+log = logging.getLogger("revolve_assistant")
+MAX_FENCED = 100  # runs of one task that are remembered as over
+
+
+class RemoteJob:
+    """A task that is somewhere else, as its caller knows it."""
+
+    __slots__ = (
+        "acknowledged",
+        "asked",
+        "control",
+        "ended",
+        "fenced",
+        "heard",
+        "messages",
+        "next",
+        "over",
+        "parcel",
+        "resent",
+        "run",
+        "sink",
+        "spare",
+        "started",
+        "stopping",
+        "wakes",
+        "written",
+    )
+
+    def __init__(self, parcel: Parcel, sink: Sink) -> None:
+        self.parcel = parcel
+        self.sink = sink
+        self.acknowledged = False  # the queue has it
+        self.run: bytes | None = None  # the execution that is heard
+        self.next = 1  # number of its next event
+        self.over = False  # it said that another run follows
+        self.started = False
+        self.ended = False
+        self.fenced: set[bytes] | None = None
+        self.spare: tuple[Any, ...] | None = None  # the end of a fenced run
+        self.control = ""  # channel of the worker that has it
+        self.messages: list[tuple[str, Any]] | None = None  # sent before it started
+        self.stopping = False
+        self.heard = 0.0  # monotonic seconds
+        self.asked = 0.0  # when somebody was asked about it, monotonic seconds; 0: nobody was
+        self.resent = 0
+        self.wakes: list[Callable[[], None]] | None = None  # of who waits for the acknowledgement
+        self.written: list[list[Any]] = []  # (messenger, last number) that its end says
+
+
+class Inbox:
+    """The tasks of one client that are somewhere else. Used by one thread at a time."""
+
+    def __init__(self, jobs: dict[str, RemoteJob], begun: Callable[[RemoteJob], None]) -> None:
+        self._jobs = jobs
+        self._begun = begun  # called when a task is known to run, with the channel of its worker
+        self.unknown = 0  # frames of tasks that nobody here has
+
+    def take(self, frames: list[Any], now: float) -> list[tuple[Sink, tuple[Any, ...]]]:
+        """The reports that follow from the frames, in order."""
+        out: list[tuple[Sink, tuple[Any, ...]]] = []
+        for id, run, first, records in frames:
+            job = self._jobs.get(id)
+            if job is None or job.ended:
+                self.unknown += 1
+                continue
+            try:
+                job.heard = now
+                job.asked = 0.0
+                if first == 0:
+                    self._aside(job, records, out)
+                elif run == job.run or self._begin(job, run, records, out):
+                    self._numbered(job, first, records, out)
+            except (IndexError, TypeError, ValueError) as error:
+                log.warning("what came for task %s is no event of ours: %s", id, error)
+        return out
+
+    def _begin(self, job: RemoteJob, run: bytes, records: list[Any], out: list[Any]) -> bool:
+        """A run that is not the one being heard. False: an older one."""
+        fenced = job.fenced
+        if fenced is not None and run in fenced:
+            if records and records[-1][0] in wire.ENDS:
+                job.spare = self._end(job, records[-1])
+            return False
+        if job.run is not None:
+            if fenced is None:
+                fenced = job.fenced = set()
+            if len(fenced) >= MAX_FENCED:
+                fenced.pop()
+            fenced.add(job.run)
+            if not job.over:
+                out.append((job.sink, (job.parcel, REPORT_RETRYING, "the worker that had it was lost", 0.0)))
+        job.run, job.next, job.over, job.started = run, 1, False, False
+        return True
+
+    def _numbered(self, job: RemoteJob, first: int, records: list[Any], out: list[Any]) -> None:
+        if job.over:
+            return
+        if first > job.next:
+            self._local(job, "gap", (first - job.next,), out)
+        elif first < job.next:
+            records = records[job.next - first :]
+            first = job.next
+        job.next = first + len(records)
+        events: list[Any] = []
+        for record in records:
+            kind = record[0]
+            if kind == EVENT or kind == PACKED or kind == PROGRESS:
+                events.append(record)
+                continue
+            if events:
+                out.append((job.sink, (job.parcel, REPORT_EVENTS, events, _size(events))))
+                events = []
+            if kind == wire.STARTED:
+                job.started = True
+                job.control = record[3]
+                out.append((job.sink, (job.parcel, REPORT_STARTED, record[1], record[2])))
+                self._begun(job)
+            elif kind in wire.ENDS:
+                job.ended = True
+                job.written = record[-1]
+                out.append((job.sink, self._end(job, record)))
+                return
+            elif kind == wire.RETRYING:
+                job.over = True
+                out.append((job.sink, (job.parcel, REPORT_RETRYING, record[1], record[2])))
+            elif kind == wire.WAITING:
+                job.over = True
+                self._local(job, "waiting", (record[1],), out)
+        if events:
+            out.append((job.sink, (job.parcel, REPORT_EVENTS, events, _size(events))))
+
+    def _aside(self, job: RemoteJob, records: list[Any], out: list[Any]) -> None:
+        for record in records:
+            if record[0] == wire.REFUSED and not job.started:
+                job.ended = True
+                out.append((job.sink, (job.parcel, REPORT_RAISED, Untrusted(record[1]))))
+
+    @staticmethod
+    def _local(job: RemoteJob, name: str, args: tuple[Any, ...], out: list[Any]) -> None:
+        out.append((job.sink, (job.parcel, REPORT_EVENTS, [(LOCAL, 0, name, time(), args)], 64)))
+
+    @staticmethod
+    def _end(job: RemoteJob, record: list[Any]) -> tuple[Any, ...]:
+        kind, parcel = record[0], job.parcel
+        if kind == wire.RETURNED:
+            return (parcel, REPORT_RETURNED, record[1])
+        if kind == wire.SUCCEEDED:
+            return (parcel, REPORT_SUCCEEDED, record[1], record[2])
+        if kind == wire.FAILED:
+            return (parcel, REPORT_FAILED, record[1])
+        if kind == wire.CANCELLED:
+            return (parcel, REPORT_CANCELLED, record[1])
+        return (parcel, REPORT_LOST, TaskLost(record[1]))
+
+
+def _size(events: list[Any]) -> int:
+    """Bytes that the events take, about: what a task's buffers are measured with."""
+    size = 0
+    for record in events:
+        size += 64
+        if record[0] == PACKED:
+            size += len(record[4])
+        elif record[0] == EVENT:
+            size += sum([len(arg) if type(arg) is str or type(arg) is bytes else 16 for arg in record[4]])
+    return size

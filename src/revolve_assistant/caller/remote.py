@@ -1,0 +1,536 @@
+"""Tasks that run somewhere else: the engine that a Client has when its URL names a Queue.
+
+    submit ──▶ outbox ══▶ Queue.submit ┄┄▶ worker                     "revolve-sender": everything that goes out
+    send, cancel, ask ══▶ Messenger.write ┄┄▶ its control channel
+    sink ◀── Inbox.take ◀══ Messenger.read ◀┄┄ one inbox for all tasks   "revolve-reader": everything that comes in
+
+`submit` does no I/O. What cannot be sent now waits, up to `max_pending`, and is sent when the server is back. The
+sender also minds what nobody else can: that the inbox is kept, that some worker is there, that no task was lost with
+a server (`reckoning`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from time import monotonic, time
+from typing import TYPE_CHECKING, Any
+
+from ..engine import EngineState, Parcel, Sink
+from ..errors import NotCarriable, Overloaded, ProviderError, Unreachable, Unsupported, Untrusted, UsageError
+from ..pool.reports import REPORT_CANCELLED, REPORT_RAISED
+from ..wire import control, envelope
+from ..wire import frames as wire
+from ..wire.seal import Purpose
+from .inbox import Inbox, RemoteJob
+from .reckoning import Reckoning
+
+if TYPE_CHECKING:
+    from ..providers.carriers import Carriers
+
+log = logging.getLogger("revolve_assistant")
+
+MAX_PENDING = 100_000
+BATCH = 500  # tasks handed to the queue at once
+KEEP = 300.0  # seconds that the inbox outlives its client
+CAP = 64 << 20  # bytes of events that wait in the inbox
+READ = 1000  # messages read at once
+EXPIRY = 7 * 86400.0  # seconds after which nobody runs a task any more
+PAUSES = (0.05, 5.0)  # seconds between attempts to reach a server: first, most
+FLUSH = 5.0  # seconds that `close` waits for what was submitted
+
+
+class _Turn:
+    """What stands in for a local engine's pump: which threads must not wait for a task."""
+
+    def __init__(self, remote: Remote) -> None:
+        self._remote = remote
+
+    @property
+    def inside(self) -> bool:
+        here = threading.current_thread()
+        return here is self._remote.sender or here is self._remote.reader
+
+    def lead(self, ended: Any, timeout: float | None, register: Any) -> bool:
+        return False
+
+
+class Remote:
+    """The far side of a queue, as a Client sees it. Thread-safe. Threads start at the first `submit`."""
+
+    children = True  # there is nothing to start ahead
+
+    def __init__(self, carriers: Carriers, *, max_pending: int = MAX_PENDING) -> None:
+        self.queue, self.messenger, self.keys, self.namespace, self.place = carriers
+        self.traits = self.queue.traits
+        self.max_pending = max_pending
+        self.inbox_name = f"i.{os.urandom(16).hex()}"
+        self.jobs: dict[str, RemoteJob] = {}
+        self.pump = _Turn(self)
+        self.inbox = Inbox(self.jobs, self._begun)
+        self.reckoning = Reckoning(self)
+        self.sender: threading.Thread | None = None
+        self.reader: threading.Thread | None = None
+        self.away_since = 0.0  # monotonic seconds since when a server does not answer; 0: all do
+        self.trouble: ProviderError | None = None
+        self.worker_seen = False
+        self._lock = threading.Lock()
+        self._bell = threading.Condition(self._lock)  # of the sender
+        self._work = threading.Condition(self._lock)  # of the reader
+        self._outbox: deque[RemoteJob] = deque()
+        self._words: deque[tuple[str, bytes]] = deque()  # control messages
+        self._cancels: deque[RemoteJob] = deque()
+        self._stacks: dict[str, list[Any]] = {}
+        self._sleeping = False
+        self._closing = False
+        self._kept = 0.0  # until when the inbox is known to be kept
+        self._fresh = True  # the inbox has to be made (again)
+        self._cursor = b""
+        self._joiner = wire.Joiner()
+        self._warned: set[str] = set()
+
+    # --- what the client calls
+
+    def expect(self) -> None:
+        pass
+
+    def submit(self, parcels: Sequence[Parcel], sink: Sink) -> None:
+        """Take the parcels; no I/O. Raises `Overloaded`, `Unsupported`."""
+        if self._closing:
+            raise Unreachable("the client is closed")
+        jobs = []
+        for parcel in parcels:
+            if parcel.work.shares:
+                raise Unsupported("client.share() goes with worker processes of this machine: pass the value itself")
+            job = parcel._ = RemoteJob(parcel, sink)
+            jobs.append(job)
+        if len(self._outbox) + len(jobs) > self.max_pending:
+            raise Overloaded(
+                f"{len(self._outbox):,} tasks wait for {self.place} to acknowledge them: wait with queued()"
+            )
+        for job in jobs:
+            self.jobs[job.parcel.id] = job
+        self._outbox.extend(jobs)
+        if self.sender is None:
+            self._start()
+        if self._sleeping:
+            with self._lock:
+                self._bell.notify()
+
+    def state(self, ids: Iterable[str]) -> Mapping[str, EngineState]:
+        found: dict[str, EngineState] = {}
+        for id in ids:
+            job = self.jobs.get(id)
+            found[id] = "unknown" if job is None else "running" if job.started else "queued"
+        return found
+
+    def cancel(self, task_id: str) -> bool:
+        """Take an untaken task back, or tell the worker that has it; returns at once."""
+        job = self.jobs.get(task_id)
+        if job is None or job.ended:
+            return False
+        job.stopping = True
+        self._cancels.append(job)
+        self.ring()
+        return True
+
+    def send(self, parcel: Parcel, name: str, packed: Any) -> bool:
+        """Hand a message to the task, kept here until it starts. False: it has ended."""
+        job: RemoteJob | None = parcel._
+        if job is None or job.ended:
+            return False
+        with self._lock:
+            if not job.started:
+                if job.messages is None:
+                    job.messages = []
+                job.messages.append((name, packed))
+                del job.messages[:-1000]
+                return True
+        self.say(job, control.SEND, name, packed)
+        return True
+
+    def grant(self, parcel: Parcel) -> None:
+        """Credit is between a worker and its child; what waits in the inbox is capped instead."""
+
+    def help(self, task_id: str) -> None:
+        pass
+
+    def stack(self, parcel: Parcel) -> str:
+        """The live stacks, asked of the worker. Blocks up to 5 s. Raises `LookupError`, `Unreachable`."""
+        job: RemoteJob | None = parcel._
+        if job is None or not job.started:
+            raise LookupError(f"task {parcel.id} is not running")
+        box: list[Any] = [threading.Event(), ""]
+        self._stacks[parcel.id] = box
+        try:
+            self.say(job, control.STACK)
+            if not box[0].wait(5.0):
+                raise Unreachable(f"the worker of task {parcel.id} did not answer within 5 s")
+        finally:
+            self._stacks.pop(parcel.id, None)
+        return str(box[1])
+
+    def when_acknowledged(self, parcel: Parcel, wake: Callable[[], None]) -> Callable[[], None]:
+        """Call `wake` once the queue has the task, or it has ended; perhaps at once."""
+        job: RemoteJob | None = parcel._
+        with self._lock:
+            if job is not None and not job.acknowledged and not job.ended:
+                if job.wakes is None:
+                    job.wakes = []
+                wakes = job.wakes
+                wakes.append(wake)
+                return lambda: wakes.remove(wake) if wake in wakes else None
+        wake()
+        return lambda: None
+
+    def close(self) -> None:
+        """Send what was submitted (up to 5 s), then let go: what runs elsewhere goes on there."""
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+            self._bell.notify_all()
+            self._work.notify_all()
+        for thread, wake in ((self.sender, self.queue.wake), (self.reader, self.messenger.wake)):
+            if thread is not None and thread is not threading.current_thread():
+                wake()
+                thread.join(FLUSH + 5.0)
+        if self.sender is not None:
+            if not self.jobs:
+                self._forget_inbox()
+            self.queue.close()
+            self.messenger.close()
+
+    def after_fork(self) -> None:
+        """In a forked child: the connections are the parent's; what is made next opens its own."""
+        self._closing = True
+        self.sender = self.reader = None
+
+    # --- shared by the threads
+
+    def ring(self) -> None:
+        """Have the sender look at what there is to send."""
+        with self._lock:
+            self._bell.notify()
+
+    def say(self, job: RemoteJob, kind: int, *more: Any) -> None:
+        """Have a control message sent to the worker that has the task."""
+        if not job.control:
+            return
+        message = control.encode(self.inbox_name, kind, job.parcel.id, job.run or b"", *more)
+        sealed = self.keys.seal(Purpose.CONTROL, f"{self.namespace}/{job.control}", message, expires=time() + 3600)
+        self._words.append((job.control, sealed))
+        self.ring()
+
+    def report(self, reports: list[tuple[Sink, tuple[Any, ...]]]) -> None:
+        """Hand reports to their sinks; what has ended is forgotten."""
+        batch: list[Any] = []
+        last: Sink | None = None
+        for sink, report in reports:
+            job = report[0]._
+            if job is not None and job.ended:
+                self.jobs.pop(report[0].id, None)
+                if job.wakes:
+                    self._acknowledge([job])
+            if sink is not last:
+                if last is not None:
+                    last.deliver(batch)
+                batch, last = [], sink
+            batch.append(report)
+        if last is not None:
+            last.deliver(batch)
+
+    def end(self, job: RemoteJob, kind: int, *rest: Any) -> None:
+        """End a task here, with a verdict of our own."""
+        if not job.ended:
+            job.ended = True
+            self.report([(job.sink, (job.parcel, kind, *rest))])
+
+    def lost_touch(self, error: ProviderError) -> None:
+        """A server does not answer."""
+        if not self.away_since:
+            self.away_since = monotonic()
+            log.warning("%s; trying again", error)
+        self.trouble = error
+        self.reckoning.suspect()
+
+    def in_touch(self) -> None:
+        """A server answered."""
+        if self.away_since:
+            log.warning("%s answers again", self.place)
+            self.away_since = 0.0
+            self.trouble = None
+
+    def warn_once(self, text: str) -> None:
+        if text not in self._warned and len(self._warned) < 100:
+            self._warned.add(text)
+            log.warning("%s", text)
+
+    # --- the sender
+
+    def _start(self) -> None:
+        with self._lock:
+            if self.sender is not None or self._closing:
+                return
+            self.sender = threading.Thread(target=self._run, args=(self._send,), name="revolve-sender", daemon=True)
+            self.reader = threading.Thread(target=self._run, args=(self._read,), name="revolve-reader", daemon=True)
+            self.sender.start()
+            self.reader.start()
+
+    def _run(self, loop: Callable[[], None]) -> None:
+        """A thread's whole life: a server that does not answer is tried again, more and more slowly."""
+        pause = PAUSES[0]
+        while True:
+            try:
+                loop()
+                return
+            except ProviderError as error:
+                self.lost_touch(error)
+                if self._closing:
+                    return
+                with self._lock:
+                    self._bell.wait(pause) if loop == self._send else self._work.wait(pause)
+                pause = min(PAUSES[1], pause * 2)
+                if not self.away_since:
+                    pause = PAUSES[0]
+            except Exception:
+                log.exception("the client's thread failed; it goes on")
+                with self._lock:
+                    self._work.wait(PAUSES[1])
+
+    def _send(self) -> None:
+        self.queue.open()
+        self.messenger.open()
+        self.in_touch()
+        flushed = None
+        while True:
+            if monotonic() > self._kept:  # it was idle for long: nothing waited there
+                self._fresh = True
+            if self._fresh or monotonic() > self._kept - KEEP * 2 / 3:
+                self._keep()
+            self._post()
+            due = self.reckoning.look(monotonic())
+            with self._lock:
+                if self._closing and not self._outbox and not self._words:
+                    return
+                if self._closing:
+                    flushed = flushed or monotonic() + FLUSH
+                    if monotonic() > flushed:
+                        return
+                if self._outbox or self._words or self._cancels or self._fresh:
+                    continue
+                self._sleeping = True
+                if not self._outbox:  # one that was put there without the lock
+                    self._bell.wait(max(0.0, due - monotonic()) if self.jobs else None)
+                self._sleeping = False
+
+    def _keep(self) -> None:
+        made = monotonic()
+        self.messenger.keep([self.inbox_name], seconds=KEEP, cap=CAP)
+        self._kept = made + KEEP
+        if self._fresh:
+            with self._lock:
+                self._fresh = False
+                self._cursor = b""
+                self._work.notify()
+
+    def _post(self) -> None:
+        """Send what there is: control messages first, they are few and somebody waits."""
+        while self._cancels:
+            self._take_back(self._cancels[0])
+            self._cancels.popleft()
+        while self._words:
+            words = [self._words[at] for at in range(min(len(self._words), BATCH))]
+            self.messenger.write(words)
+            for _ in words:
+                self._words.popleft()
+        while self._outbox:
+            batch = [self._outbox[at] for at in range(min(len(self._outbox), BATCH))]
+            parcels = [job.parcel for job in batch if self._pack(job)]
+            try:
+                self._hand_over(parcels)
+            except Overloaded as error:
+                self.lost_touch(error)
+                with self._lock:
+                    self._bell.wait(PAUSES[0])
+                return
+            for _ in batch:
+                self._outbox.popleft()
+            self.in_touch()
+            self._acknowledge(batch)
+            if self._words or self._cancels:
+                return
+            with self._lock:
+                self._work.notify()
+
+    def _hand_over(self, parcels: list[Parcel]) -> None:
+        try:
+            self.queue.submit(parcels, _Nobody)
+        except UsageError as error:  # one of them is what the queue does not take
+            if len(parcels) == 1:
+                self.end(parcels[0]._, REPORT_RAISED, error)
+                return
+            for parcel in parcels:
+                self._hand_over([parcel])
+
+    def _pack(self, job: RemoteJob) -> bool:
+        """Make the task's envelope, once. False: it goes nowhere."""
+        parcel = job.parcel
+        if job.ended or (job.stopping and not job.acknowledged):
+            if not job.ended:
+                self.end(job, REPORT_CANCELLED, "unstarted")
+            return False
+        if parcel.body:
+            return True
+        try:
+            parcel.body = self._envelope(parcel)
+        except Exception as error:
+            self.end(job, REPORT_RAISED, NotCarriable(f"task {parcel.id} cannot be sent: {error}"))
+            return False
+        parcel.work = None
+        return True
+
+    def _envelope(self, parcel: Parcel) -> bytes:
+        work = parcel.work
+        function = work.function
+        inside = envelope.Envelope(
+            envelope.VERSION,
+            parcel.id,
+            self.inbox_name,
+            function.name,
+            function.kind,
+            function.body,
+            work.payload,
+            time(),
+            envelope.terms_of(parcel.options),
+            [bytes(buffer.raw()) for buffer in work.buffers or ()],
+        )
+        sealed = self.keys.seal(
+            Purpose.TASK,
+            f"{self.namespace}/{parcel.queue}",
+            envelope.encode(inside),
+            expires=time() + EXPIRY + parcel.delay,
+        )
+        return envelope.wrap(self.inbox_name, sealed)
+
+    def _acknowledge(self, jobs: list[RemoteJob]) -> None:
+        now = monotonic()
+        with self._lock:
+            wakes = []
+            for job in jobs:
+                job.acknowledged = True
+                job.heard = job.heard or now
+                if job.wakes:
+                    wakes += job.wakes
+                    job.wakes = None
+        for wake in wakes:
+            wake()
+
+    def _take_back(self, job: RemoteJob) -> None:
+        if job.ended:
+            return
+        if job.started:
+            self.say(job, control.CANCEL)
+        elif not job.acknowledged:
+            pass  # `_pack` meets it
+        elif self.queue.cancel(job.parcel.id):
+            self.end(job, REPORT_CANCELLED, "unstarted")
+
+    def send_again(self, job: RemoteJob) -> None:
+        """Hand a task to the queue once more: it was lost there."""
+        self._outbox.append(job)
+
+    def _begun(self, job: RemoteJob) -> None:
+        """A worker has the task: it gets what was said before, and whether it is wanted at all."""
+        self.worker_seen = True
+        with self._lock:
+            messages, job.messages = job.messages, None
+        if job.stopping:
+            self.say(job, control.CANCEL)
+        for name, packed in messages or ():
+            self.say(job, control.SEND, name, packed)
+
+    def _forget_inbox(self) -> None:
+        try:
+            self.messenger.forget(self.inbox_name)
+        except ProviderError as error:
+            log.debug("the inbox stays until it expires: %s", error)
+
+    # --- the reader
+
+    def _read(self) -> None:
+        messenger, name = self.messenger, self.inbox_name
+        while True:
+            with self._lock:
+                while not self._closing and (self._fresh or not (self.jobs or self._stacks)):
+                    self._work.wait()
+                if self._closing:
+                    return
+            wait = min(messenger.traits.max_wait, 30.0 if messenger.traits.waits else 0.5)
+            batch = messenger.read({name: self._cursor}, limit=READ, wait=wait)
+            self.reckoning.read(monotonic(), len(batch.messages))
+            if batch.messages:
+                self.in_touch()
+                self._take(batch.messages)
+                self._cursor = batch.messages[-1].cursor
+                messenger.forget(name, self._cursor)
+            if name in batch.lost and not self._fresh:
+                log.warning("%s lost the events that waited for this client", messenger_name(messenger))
+                self.reckoning.suspect()
+                with self._lock:
+                    self._fresh = True
+                    self._bell.notify()
+
+    def _take(self, messages: Sequence[Any]) -> None:
+        audience = f"{self.namespace}/{self.inbox_name}"
+        for message in messages:
+            try:
+                whole = self._joiner.join(message.frame)
+                if whole is None:
+                    continue
+                _sender, fingerprints, frames = wire.decode(self.keys.open(Purpose.EVENT, audience, whole))
+            except Untrusted as error:
+                self._distrust(error)
+                continue
+            except ProviderError as error:
+                log.warning("a message was dropped: %s", error)
+                continue
+            self.worker_seen = True
+            self.reckoning.keys_of(fingerprints)
+            if self._stacks:
+                self._take_stacks(frames)
+            self.report(self.inbox.take(frames, monotonic()))
+
+    def _take_stacks(self, frames: list[Any]) -> None:
+        for id, _run, first, records in frames:
+            box = self._stacks.get(id)
+            if box is not None and first == 0 and records and records[0][0] == wire.STACK:
+                box[1] = records[0][1]
+                box[0].set()
+
+    def _distrust(self, error: Untrusted) -> None:
+        """Somebody answers who does not hold our key: most likely a worker that could not open ours either."""
+        theirs = getattr(error, "fingerprint", "") or "?"
+        ours = ", ".join(self.keys.fingerprints)
+        text = (
+            f"a worker at {self.place} signs with the key {theirs}, this client with {ours}: "
+            "give both the same secret (REVOLVE_SECRET or REVOLVE_SECRET_FILE)"
+        )
+        self.warn_once(text if getattr(error, "reason", "") == "unknown key" else f"a message was refused: {error}")
+        self.reckoning.distrust(text)
+
+
+class _Nobody:
+    """The sink of what goes to a queue: it reports nothing."""
+
+    @staticmethod
+    def deliver(reports: Sequence[Any]) -> None:
+        pass
+
+
+def messenger_name(messenger: Any) -> str:
+    """What a messenger is called in a message for people."""
+    return type(messenger).__module__.split(".")[-2 if type(messenger).__module__.count(".") > 2 else -1]

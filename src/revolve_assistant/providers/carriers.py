@@ -1,0 +1,75 @@
+"""The pair that a remote task travels on: a Queue that takes it there, a Messenger that brings events back.
+
+Client and Worker choose them here alike, so that the same words on both sides mean the same place.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+from ..engine import Queue
+from ..errors import UsageError
+from ..messenger import Messenger
+from ..wire.seal import Keyring
+from ..wire.secret import keyring
+from . import registry
+from .url import Url
+
+_NAMED_BY_PATH = frozenset({"gearman", "memcached", "beanstalkd"})  # schemes whose path is the namespace
+
+
+class Carriers(NamedTuple):
+    """What a remote task travels on. `place` names the queue's address for people, without a password."""
+
+    queue: Queue
+    messenger: Messenger
+    keys: Keyring
+    namespace: str
+    place: str
+
+
+def is_queue(url: Any) -> bool:
+    """Whether this is a Queue, or an address of one. Imports the provider. Raises as `registry.find`."""
+    if isinstance(url, Queue):
+        return True
+    if not isinstance(url, (str, Url)):
+        return False
+    found = getattr(registry.find(Url.parse(url).scheme), "Queue", None)
+    return found is not None and not getattr(found, "__abstractmethods__", None)
+
+
+def choose(
+    url: str | Url | Queue,
+    messenger: str | Url | Messenger | None,
+    secret: Any,
+    namespace: str = "assistant",
+    **options: Any,
+) -> Carriers:
+    """The carriers, not opened. Raises `UsageError`, `UnknownProvider`, `ProviderMissing`, `Unsupported`."""
+    urls: list[Url] = []
+    if isinstance(url, Queue):
+        if options:
+            raise UsageError(f"a queue object brings its own settings: leave {', '.join(options)} out")
+        queue, address = url, None
+    else:
+        address = Url.parse(url)
+        urls.append(address)
+        made = registry.engine(address, **options)
+        if not isinstance(made, Queue):
+            raise UsageError(f"{address} is no queue")
+        queue = made
+        if address.scheme in _NAMED_BY_PATH and address.path:
+            namespace = address.path
+    carrier = messenger if messenger is not None else os.environ.get("REVOLVE_MESSENGER")
+    if carrier is None:
+        natural = queue.traits.messenger
+        if natural is None:
+            raise UsageError(f"{address or queue} brings no messenger: say messenger=, such as 'memcached://127.0.0.1'")
+        same = address is not None and Url.parse(natural).scheme == address.scheme
+        carrier = address if same and address is not None else natural
+    if not isinstance(carrier, Messenger):
+        there = Url.parse(carrier)
+        urls.append(there)
+        carrier = registry.messenger(there)
+    return Carriers(queue, carrier, keyring(secret, *urls), namespace, str(address or queue))

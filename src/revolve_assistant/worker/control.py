@@ -1,0 +1,117 @@
+"""Hears what callers say to the tasks that run here. A message names the run that it is for."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ProviderError, Untrusted
+from ..wire import control as wire
+from ..wire import frames
+from ..wire.seal import Purpose
+
+if TYPE_CHECKING:
+    from .held import Held
+    from .worker import Worker
+
+log = logging.getLogger("revolve_assistant")
+
+KEEP = 120.0  # seconds that the channel outlives its worker
+CAP = 16 << 20  # bytes
+PAUSES = (0.05, 5.0)
+
+
+class Control:
+    """Part of the Worker: one thread that reads the control channel."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._lock = threading.Lock()
+        self._bell = threading.Condition(self._lock)
+        self._closing = False
+        self.refused = 0
+        self.thread = threading.Thread(target=self._run, name="revolve-control", daemon=True)
+
+    def start(self) -> None:
+        self.thread.start()
+
+    def stop(self) -> None:
+        with self._lock:
+            self._closing = True
+            self._bell.notify()
+        self._worker.messenger.wake()
+        self.thread.join(5.0)
+
+    def _run(self) -> None:
+        pause = PAUSES[0]
+        while not self._closing:
+            try:
+                self._listen()
+            except (ProviderError, OSError) as error:
+                log.debug("the control channel: %s", error)
+            except Exception:
+                log.exception("the worker's control thread failed; it goes on")
+            with self._lock:
+                if not self._closing:
+                    self._bell.wait(pause)
+            pause = min(PAUSES[1], pause * 2)
+
+    def _listen(self) -> None:
+        worker = self._worker
+        messenger, channel = worker.messenger, worker.channel
+        messenger.open()
+        cursor, kept = b"", 0.0
+        while not self._closing:
+            now = monotonic()
+            if now - kept > KEEP / 3:
+                messenger.keep([channel], seconds=KEEP, cap=CAP)
+                kept = now
+            busy = bool(worker.taker.held)
+            wait = min(messenger.traits.max_wait, KEEP / 4 if messenger.traits.waits or not busy else 1.0)
+            batch = messenger.read({channel: cursor}, limit=1000, wait=wait)
+            for message in batch.messages:
+                self._heed(message.frame)
+                cursor = message.cursor
+            if batch.messages:
+                messenger.forget(channel, cursor)
+            if channel in batch.lost:
+                cursor, kept = b"", 0.0
+
+    def _heed(self, frame: bytes) -> None:
+        worker = self._worker
+        try:
+            found = wire.decode(worker.keys.open(Purpose.CONTROL, f"{worker.namespace}/{worker.channel}", frame))
+        except (Untrusted, ProviderError) as error:
+            self.refused += 1
+            if self.refused < 10 or self.refused % 1000 == 0:
+                log.error("a control message was refused (%d so far): %s", self.refused, error)
+            return
+        held = worker.taker.held.get(found.id)
+        if held is None or held.parcel is None or held.ended or (found.run and found.run != held.run):
+            return
+        try:
+            self._obey(held, held.parcel, found)
+        except Exception:
+            log.exception("control message %d for task %s failed", found.kind, found.id)
+
+    def _obey(self, held: Held, parcel: Any, found: wire.Control) -> None:
+        worker = self._worker
+        if found.kind == wire.CANCEL:
+            worker.engine.cancel(found.id)
+        elif found.kind == wire.SEND:
+            worker.engine.send(parcel, found.more[0], found.more[1])
+        elif found.kind == wire.STACK:
+            try:
+                text = worker.engine.stack(parcel)
+            except LookupError as error:
+                text = str(error)
+            self._answer(held, (frames.STACK, text))
+        elif found.kind == wire.ALIVE:
+            self._answer(held, (frames.ALIVE,))
+
+    def _answer(self, held: Held, record: tuple[Any, ...]) -> None:
+        with self._worker.speaker.lock:
+            held.asides.append(record)
+        self._worker.speaker.say(held)

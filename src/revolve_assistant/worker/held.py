@@ -1,0 +1,222 @@
+"""A task that this worker holds: its lease, its run, and what of it was not written yet."""
+
+from __future__ import annotations
+
+import logging
+from time import time
+from typing import TYPE_CHECKING, Any
+
+from ..caller.options import delay_of
+from ..engine import Lease, Outcome, Parcel
+from ..errors import NotCarriable
+from ..pool.reports import (
+    REPORT_CANCELLED,
+    REPORT_EVENTS,
+    REPORT_FAILED,
+    REPORT_LOST,
+    REPORT_RAISED,
+    REPORT_RETURNED,
+    REPORT_STARTED,
+    REPORT_SUCCEEDED,
+    REPORT_WANT,
+    UNKNOWN,
+)
+from ..wire import frames as wire
+from ..wire.carry import ATOMS, pack
+from ..wire.remote import headline, pack_error
+from .admission import Unimportable
+
+if TYPE_CHECKING:
+    from ..wire.envelope import Envelope
+    from .worker import Worker
+
+log = logging.getLogger("revolve_assistant")
+
+DEATHS = 3  # children that a task may take along before it is buried
+DONE = Outcome()
+
+
+class Held:
+    """One lease being run; owner of its parcel. Changed under the speaker's lock."""
+
+    __slots__ = (
+        "asides",
+        "ended",
+        "envelope",
+        "inbox",
+        "lease",
+        "listed",
+        "next",
+        "outcome",
+        "parcel",
+        "records",
+        "releasing",
+        "run",
+        "size",
+        "started",
+        "wants",
+        "worker",
+    )
+
+    def __init__(self, worker: Worker, lease: Lease, inbox: str, envelope: Envelope | None) -> None:
+        self.worker = worker
+        self.lease = lease
+        self.inbox = inbox
+        self.envelope = envelope
+        self.parcel: Parcel | None = None
+        self.run = wire.new_run()
+        self.next = 1  # number of the first record that was not written yet
+        self.records: list[Any] = []
+        self.asides: list[Any] = []  # records that belong to no run
+        self.size = 0  # bytes of the records, about
+        self.listed = False  # the speaker knows that there is something
+        self.started = False
+        self.ended = False
+        self.releasing = False  # the worker shuts down: it goes back to the queue
+        self.outcome: Outcome | None = None
+        self.wants = False  # its child asks for credit
+
+    @property
+    def id(self) -> str:
+        return self.lease.id
+
+    # --- reports of the local engine
+
+    def take(self, report: tuple[Any, ...]) -> None:
+        """Note what a report says. Under the speaker's lock."""
+        if self.ended:
+            return
+        kind = report[1]
+        if kind == REPORT_EVENTS:
+            if not self.started:
+                self._start(self.worker.name, time())
+            self.records += report[2]
+            self.size += report[3]
+        elif kind == REPORT_RETURNED:
+            self._returned(report[2])
+        elif kind == REPORT_SUCCEEDED:
+            payload, buffers = report[2], report[3]
+            whole = bytes(payload)
+            beside = [bytes(each) for each in buffers or ()]
+            self._end((wire.SUCCEEDED, whole, beside, []), DONE, len(whole) + sum(map(len, beside)))
+        elif kind == REPORT_STARTED:
+            self._start(report[2], report[3])
+        elif kind == REPORT_WANT:
+            self.wants = True
+        elif kind == REPORT_FAILED:
+            self._failed(report[2], report[3])
+        elif kind == REPORT_RAISED:
+            self._raised(report[2])
+        elif kind == REPORT_CANCELLED:
+            if self.releasing:
+                self.give_back("the worker shuts down")
+            else:
+                self._end((wire.CANCELLED, report[2], []), DONE)
+        elif kind == REPORT_LOST:
+            self._died(report[2])
+
+    def _start(self, worker: str, when: float) -> None:
+        if not self.started:
+            self.started = True
+            self.records.append((wire.STARTED, worker, when, self.worker.channel))
+
+    def _end(self, record: tuple[Any, ...], outcome: Outcome, size: int = 0) -> None:
+        if not self.started and record[0] != wire.WAITING:
+            self._start(self.worker.name, time())
+        self.records.append(record)
+        self.size += size
+        self.outcome = outcome
+        self.ended = True
+
+    def _returned(self, value: Any) -> None:
+        if _plain(value):
+            self._end((wire.RETURNED, value, []), DONE, len(value) if isinstance(value, (str, bytes)) else 0)
+            return
+        try:
+            payload, buffers = pack(value, "result")
+        except NotCarriable as error:
+            self._end((wire.FAILED, pack_error(error), []), DONE)
+            return
+        beside = [bytes(each.raw()) for each in buffers or ()]
+        self._end((wire.SUCCEEDED, payload, beside, []), DONE, len(payload) + sum(map(len, beside)))
+
+    def _failed(self, packed: bytes, again: float | None) -> None:
+        if again == UNKNOWN:
+            self.unknown(headline(packed))
+        elif again is not None and not self.releasing:
+            self._again(headline(packed), again)
+        else:
+            self._end((wire.FAILED, packed, []), DONE, len(packed))
+
+    def _raised(self, error: BaseException) -> None:
+        if isinstance(error, Unimportable):
+            self.unknown(str(error))
+            return
+        delay = self._delay(error)
+        if delay is not None:
+            self._again(f"{type(error).__name__}: {error}", delay)
+        else:
+            packed = pack_error(error)
+            self._end((wire.FAILED, packed, []), DONE, len(packed))
+
+    def _died(self, error: BaseException) -> None:
+        """Its child is gone. It runs again, but not for ever: what kills every child is buried."""
+        if self.releasing:
+            self.give_back("the worker shuts down")
+            return
+        text = f"{type(error).__name__}: {error}"
+        delay = self._delay(error)
+        if delay is None and self.lease.deliveries < DEATHS:
+            delay = 0.0
+        if delay is not None:
+            self._again(text, delay)
+        else:
+            error.add_note(f"{self.lease.deliveries} children died of it: it is buried")
+            packed = pack_error(error)
+            self._end((wire.FAILED, packed, []), Outcome("bury", reason=text), len(packed))
+
+    def _delay(self, error: BaseException) -> float | None:
+        """Seconds until another attempt, None: there is none. Decided here where no child can say it any more."""
+        terms = self.envelope.terms if self.envelope is not None else None
+        if terms is None or terms.retry is None or self.releasing:
+            return None
+        retry = terms.retry if self.worker.live else [*terms.retry[:4], None]  # a supervisor never unpickles
+        return delay_of(retry, self.lease.deliveries, error)
+
+    def _again(self, reason: str, delay: float) -> None:
+        self._end((wire.RETRYING, reason, delay), Outcome("release", delay))
+
+    def give_back(self, reason: str) -> None:
+        """Let somebody else run it, from the start; it does not count."""
+        if not self.ended:
+            record = (wire.RETRYING, reason, 0.0) if self.started else (wire.WAITING, reason)
+            self._end(record, Outcome("release", counted=False, reason=reason))
+
+    def unknown(self, why: str) -> None:
+        """This worker cannot import the function: another one may, after an upgrade; but not for ever."""
+        delay = self.worker.unknown.delay(self.id)
+        name = self.envelope.name if self.envelope is not None else "?"
+        if delay is None:
+            from ..errors import UnknownTask
+
+            text = f"no worker could import {name} for {self.worker.unknown.after:g} s: {why}"
+            self._end((wire.FAILED, pack_error(UnknownTask(text)), []), DONE)
+            return
+        log.warning("task %s waits: %s cannot be imported here: %s", self.id, name, why)
+        self._end((wire.WAITING, f"{name} cannot be imported by {self.worker.name}: {why}"),
+                  Outcome("release", delay, counted=False, reason=why))  # fmt: skip
+
+
+def _plain(value: Any) -> bool:
+    """Whether msgpack gives the value back as it is."""
+    kind = type(value)
+    if kind not in ATOMS:
+        return False
+    if kind is int:
+        return bool(-(1 << 63) <= value < 1 << 64)
+    if kind is str and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # lone surrogates
+            return False
+    return True

@@ -1,0 +1,188 @@
+"""Takes tasks from the queue, as many as will be run soon, and settles those that are over. The queue's one thread.
+
+How many are taken ahead follows from how many ended lately: nothing while durations are unknown or long, so that what
+waits stays in the queue where other workers and autoscalers see it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from ..engine import Lease, Outcome
+from ..errors import Overloaded, ProviderError, Unreachable
+from ..pool.feeder import PLAIN
+
+if TYPE_CHECKING:
+    from .held import Held
+    from .worker import Worker
+
+log = logging.getLogger("revolve_assistant")
+
+AHEAD = 0.05  # seconds of work taken in advance
+MOST = 2000  # tasks held at once, beyond one for each child
+COROUTINES = 100  # held at once for each child
+WAIT = 10.0  # seconds that a take may wait
+PAUSES = (0.05, 5.0)
+
+
+class Taker:
+    """Part of the Worker."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._lock = threading.Lock()
+        self._bell = threading.Condition(self._lock)
+        self._outcomes: deque[tuple[Lease, Outcome]] = deque()
+        self._taking = False  # the thread is inside `take`, which `Queue.wake` ends
+        self._draining = False
+        self._closing = False
+        self._deadline = float("inf")
+        self.held: dict[str, Held] = {}
+        self.coroutines = 0  # of the held ones
+        self.connected = False
+        self.taken = self.settled = 0
+        self._ended = 0  # since `_measured`
+        self._measured = monotonic()
+        self._rate = 0.0  # ends a second
+        self._extended = 0.0
+        self.thread = threading.Thread(target=self._run, name="revolve-taker", daemon=True)
+
+    def start(self) -> None:
+        self.thread.start()
+
+    # --- from other threads
+
+    def settle(self, lease: Lease, outcome: Outcome) -> None:
+        """Have the lease settled."""
+        self._outcomes.append((lease, outcome))
+        self._wake()
+
+    def over(self, held: Held, outcome: Outcome | None) -> None:
+        """A held task is over; None: its lease is left to end by itself."""
+        with self._lock:
+            if self.held.get(held.id) is held:
+                del self.held[held.id]
+                if held.parcel is not None and held.parcel.work.function.kind not in PLAIN:
+                    self.coroutines -= 1
+                self._ended += 1
+        if outcome is not None:
+            self._outcomes.append((held.lease, outcome))
+        self._wake()
+
+    def drain(self) -> None:
+        """Take no more."""
+        self._draining = True
+        self._wake()
+
+    def stop(self, deadline: float) -> None:
+        """Settle what is over, until `deadline`, and end."""
+        with self._lock:
+            self._draining = self._closing = True
+            self._deadline = deadline
+        self._wake()
+        self.thread.join(max(0.0, deadline - monotonic()) + 5.0)
+
+    def _wake(self) -> None:
+        with self._lock:
+            taking = self._taking
+            self._bell.notify()
+        if taking:
+            self._worker.queue.wake()
+
+    # --- the thread
+
+    def _run(self) -> None:
+        pause = PAUSES[0]
+        while True:
+            try:
+                self._serve()
+                return
+            except (ProviderError, OSError) as error:
+                if self.connected or pause == PAUSES[0]:
+                    log.warning("%s: %s; trying again", self._worker.place, error)
+                self.connected = False
+                with self._lock:
+                    if self._closing and (monotonic() >= self._deadline or isinstance(error, Unreachable)):
+                        return
+                    self._bell.wait(pause)
+                pause = PAUSES[0] if isinstance(error, Overloaded) else min(PAUSES[1], pause * 2)
+            except Exception:
+                log.exception("the worker's taker failed; it goes on")
+                with self._lock:
+                    if self._closing:
+                        return
+                    self._bell.wait(PAUSES[1])
+
+    def _serve(self) -> None:
+        worker = self._worker
+        queue, queues = worker.queue, worker.queues
+        queue.open()
+        while True:
+            if self._outcomes:
+                self._settle()
+            now = monotonic()
+            if self.held and now - self._extended > queue.lease / 3:
+                queue.extend([held.lease for held in list(self.held.values())])
+                self._extended = now
+            room = 0 if self._draining else self._room(now)
+            if room <= 0:
+                with self._lock:
+                    if self._closing and not self._outcomes:
+                        return
+                    if not self._outcomes and (self._draining or self._room(now) <= 0):
+                        self._bell.wait(queue.lease / 3)
+                continue
+            self._taking = True
+            try:
+                wait = min(queue.traits.max_wait, WAIT, queue.lease / 3)
+                leases = queue.take(queues, limit=room, wait=0.0 if self._outcomes or self._draining else wait)
+            finally:
+                self._taking = False
+            if not self.connected:
+                self.connected = True
+                worker.connected()
+            if leases:
+                self.taken += len(leases)
+                self._admit(leases)
+
+    def _settle(self) -> None:
+        outcomes = [self._outcomes[at] for at in range(len(self._outcomes))]
+        self._worker.queue.settle(outcomes)
+        for _ in outcomes:
+            self._outcomes.popleft()
+        self.settled += len(outcomes)
+
+    def _room(self, now: float) -> int:
+        """How many more may be held now."""
+        worker = self._worker
+        passed = now - self._measured
+        if passed >= AHEAD / 2:
+            rate = self._ended / passed
+            self._rate = rate if rate < self._rate else (self._rate + rate) / 2
+            self._ended, self._measured = 0, now
+        ahead = min(MOST, int(self._rate * AHEAD))
+        if self.coroutines >= COROUTINES * worker.concurrency:
+            return 0
+        return worker.concurrency + ahead - (len(self.held) - self.coroutines)
+
+    def _admit(self, leases: object) -> None:
+        worker = self._worker
+        parcels = []
+        for lease in leases:  # type: ignore[attr-defined]
+            held = worker.admission.admit(lease)
+            if held is None:
+                continue
+            with self._lock:
+                self.held[held.id] = held
+                if held.parcel is not None and held.parcel.work.function.kind not in PLAIN:
+                    self.coroutines += 1
+            if held.parcel is None or held.ended:
+                worker.speaker.say(held)
+            else:
+                parcels.append(held.parcel)
+        if parcels:
+            worker.engine.submit(parcels, worker.speaker)

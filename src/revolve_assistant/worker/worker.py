@@ -1,0 +1,261 @@
+"""`Worker`: a program that takes tasks from a Queue, has them run by a local engine, reports and settles.
+
+Four threads, none of which runs a callable of the user: the taker (the queue's), the speaker (writes the messenger),
+the control thread (reads it), and the local engine's pump. Leases are extended and connections served whatever the
+callables do.
+
+    run ──▶ takes ──SIGTERM──▶ drains ──grace──▶ cancels what runs and gives it back ──▶ ends
+                                  └──a second signal──▶ kills what runs and gives it back ──▶ ends
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from time import monotonic
+from typing import Any
+
+from ..caller.engines import local_engine
+from ..engine import Lease, Outcome, Queue
+from ..errors import UsageError
+from ..messenger import Messenger
+from ..pool.vitals import usable_cpus
+from ..providers.carriers import choose
+from .admission import Admission, Unknowns
+from .control import Control
+from .held import Held
+from .speaker import Speaker
+from .taker import Taker
+
+log = logging.getLogger("revolve_assistant")
+
+POOLS = ("process", "thread", "fork", "inline")
+LINGER = 5.0  # seconds that the last words have to be written
+
+
+class Worker:
+    """Serves a queue until it is told to stop.
+
+    `url` names the queue, `messenger` what carries events (None: the queue's own); `concurrency` (None: the CPUs this
+    process may use) children run tasks of `queues`, earlier names first, in a `pool` of `process`, `thread`, `fork` or
+    `inline`. `initializer(*initargs)` runs once in each child. `secret`: one or several, the first signs, all verify.
+    `grace`: seconds that running tasks have after `stop`. `unknown_after`: seconds after which a task whose function
+    cannot be imported here fails. Nothing is opened before `run` or `start`. Raises `UsageError`, `UnknownProvider`.
+    """
+
+    def __init__(
+        self,
+        url: str | Queue | None = None,
+        *,
+        messenger: str | Messenger | None = None,
+        concurrency: int | None = None,
+        pool: str = "process",
+        queues: str | Iterable[str] = ("default",),
+        expose: Mapping[str, Any] | None = None,
+        initializer: Callable[..., Any] | None = None,
+        initargs: Sequence[Any] = (),
+        secret: str | bytes | Sequence[str | bytes] | None = None,
+        namespace: str = "assistant",
+        grace: float = 25.0,
+        unknown_after: float = 600.0,
+        max_tasks_per_child: int | None = None,
+        memory_limit: int | str | None = None,
+    ) -> None:
+        if url is None:
+            url = os.environ.get("REVOLVE_URL")
+            if not url:
+                raise UsageError("a Worker needs the address of a queue: Worker('gearman://127.0.0.1') or REVOLVE_URL")
+        if pool not in POOLS:
+            raise UsageError(f"pool={pool!r} must be one of {', '.join(POOLS)}")
+        if concurrency is not None and (not isinstance(concurrency, int) or concurrency < 1):
+            raise UsageError(f"concurrency={concurrency!r} must be a whole number >= 1")
+        names = queues.split(",") if isinstance(queues, str) else list(queues)
+        self.queues = [name.strip() for name in names if name.strip()]
+        if not self.queues:
+            raise UsageError("queues must name at least one queue, such as 'default'")
+        self.carriers = choose(url, messenger, secret, namespace)
+        self.queue, self.messenger, self.keys, self.namespace, self.place = self.carriers
+        self.fingerprints = list(self.keys.fingerprints)
+        self.concurrency = 1 if pool == "inline" else concurrency or usable_cpus()
+        self.pool = pool
+        self.grace = grace
+        options: dict[str, Any] = {"max_workers": self.concurrency}
+        for name, value in (("max_tasks_per_child", max_tasks_per_child), ("memory_limit", memory_limit)):
+            if value is not None:
+                if pool != "process":
+                    raise UsageError(f"{name} goes with pool='process'")
+                options[name] = value
+        self.engine: Any = local_engine(pool, initializer, tuple(initargs), options)
+        self.live = bool(self.engine.traits.live)
+        self.name = f"{os.uname().nodename}:{os.getpid()}"
+        self.channel = f"w.{os.urandom(16).hex()}"
+        self.expose = dict(expose or {})
+        self.unknown = Unknowns(unknown_after)
+        self.admission = Admission(self)
+        self.speaker = Speaker(self)
+        self.taker = Taker(self)
+        self.control = Control(self)
+        self.on_ready: Callable[[], None] | None = None
+        self._ready = threading.Event()
+        self._signals = 0
+        self._turn = threading.Event()  # something happened that `run` waits for
+        self._state = "new"
+        self._lock = threading.Lock()
+
+    # --- life
+
+    def run(self) -> int:
+        """Serve until SIGTERM or SIGINT (the first drains, the second stops) or `stop`; then 0, or 128 + signal.
+
+        Blocks. Handles signals only in the main thread.
+        """
+        before: dict[int, Any] = {}
+        received: list[int] = []
+
+        def heed(number: int, _frame: Any) -> None:
+            received.append(number)
+            self._signals += 1
+            self._turn.set()
+
+        if threading.current_thread() is threading.main_thread():
+            before = {number: signal.signal(number, heed) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            self.start()
+            while self._state == "running" and not self._signals:
+                self._turn.wait()
+                self._turn.clear()
+            if self._state == "running":
+                log.warning("%s: draining, at most %g s; a second signal stops at once", self.name, self.grace)
+                hard = self._drain(lambda: self._signals > 1)
+                self._end(hard)
+                return 128 + received[-1] if hard else 0
+            while self._state != "ended":
+                self._turn.wait()
+                self._turn.clear()
+            return 0
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def start(self) -> Worker:
+        """Serve in the background; returns at once, before any connection. Raises `UsageError` when called twice."""
+        with self._lock:
+            if self._state != "new":
+                raise UsageError(f"this Worker is {self._state}: make another one")
+            self._state = "running"
+        self.engine.open()
+        self.speaker.start()
+        self.control.start()
+        self.taker.start()
+        return self
+
+    def wait_ready(self, timeout: float | None = None) -> bool:
+        """Block until the queue has answered; False: not within `timeout` seconds."""
+        return self._ready.wait(timeout)
+
+    def stop(self, grace: float | None = None) -> None:
+        """Take no more, let what runs end within `grace` seconds (None: the worker's), give back the rest. Blocks."""
+        with self._lock:
+            if self._state == "new":
+                self._state = "ended"
+            if self._state != "running":
+                self._turn.set()
+                return
+            self._state = "stopping"
+        if grace is not None:
+            self.grace = grace
+        self._end(self._drain(lambda: False))
+
+    def __enter__(self) -> Worker:
+        return self.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def _drain(self, hurry: Callable[[], bool]) -> bool:
+        """Wait until what is held is over, then cancel it. True: there was no time for that."""
+        self._state = "draining"
+        self.taker.drain()
+        deadline = monotonic() + self.grace
+        if self._wait_for_held(deadline, hurry):
+            return False
+        if not hurry():
+            with self.speaker.lock:
+                for held in list(self.taker.held.values()):
+                    held.releasing = True
+            for held in list(self.taker.held.values()):
+                self.engine.cancel(held.id)
+            if self._wait_for_held(monotonic() + sum(getattr(self.engine, "ladder_seconds", (8.0,))), hurry):
+                return False
+        return bool(self.taker.held)
+
+    def _wait_for_held(self, deadline: float, hurry: Callable[[], bool]) -> bool:
+        while self.taker.held and not hurry():
+            left = deadline - monotonic()
+            if left <= 0:
+                return False
+            self._turn.wait(left)
+            self._turn.clear()
+        return not self.taker.held
+
+    def _end(self, hard: bool) -> None:
+        """Give back what is still held, say the last words, let go."""
+        with self.speaker.lock:
+            for held in list(self.taker.held.values()):
+                held.releasing = True
+        self.engine.close()  # kills what runs: each is reported, and given back
+        with self.speaker.lock:
+            left = list(self.taker.held.values())
+            for held in left:
+                held.give_back("the worker shuts down")
+        for held in left:
+            self.speaker.say(held)
+        deadline = monotonic() + LINGER
+        self.speaker.stop(deadline)
+        self.control.stop()
+        self.taker.stop(deadline)
+        try:
+            self.messenger.forget(self.channel)
+        except Exception as error:
+            log.debug("the control channel stays until it expires: %s", error)
+        self.queue.close()
+        self.messenger.close()
+        self._state = "ended"
+        self._turn.set()
+
+    def live_threads(self) -> bool:
+        """Whether the worker can do its work as far as it is up to this process."""
+        threads = (self.taker.thread, self.speaker.thread, self.control.thread)
+        return self._state in ("running", "draining", "stopping") and all(each.is_alive() for each in threads)
+
+    # --- between the parts
+
+    def connected(self) -> None:
+        """The queue answered."""
+        self._ready.set()
+        if self.on_ready is not None:
+            call, self.on_ready = self.on_ready, None
+            call()
+
+    def settle(self, lease: Lease, outcome: Outcome) -> None:
+        """Have a lease settled that nothing is said about."""
+        self.taker.settle(lease, outcome)
+
+    def over(self, held: Held, stored: bool) -> None:
+        """What a task said last is stored (or never will be): its lease can be settled."""
+        outcome = held.outcome if stored else None
+        if outcome is not None and outcome.kind != "release":
+            self.admission.over(held.id)
+        self.taker.over(held, outcome)
+        self._turn.set()
+
+    @property
+    def state(self) -> str:
+        """`new`, `running`, `draining`, `stopping` or `ended`."""
+        return self._state
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.place} {','.join(self.queues)} {self._state} {len(self.taker.held)} tasks>"
