@@ -5,7 +5,7 @@ from typing import ClassVar
 import pytest
 
 from revolve_assistant.providers import registry
-from revolve_assistant.testing import QueueConformance
+from revolve_assistant.testing import MessengerConformance, QueueConformance
 from revolve_assistant.testing.servers import Gearmand
 
 
@@ -34,3 +34,15 @@ class TestQueueOfTwoServers(QueueConformance):
     @pytest.fixture
     def make(self, servers):
         return lambda: registry.engine(url(*servers))
+
+
+class TestMessenger(MessengerConformance):
+    @pytest.fixture
+    def make(self, servers):
+        return lambda: registry.messenger(url(servers[0]))
+
+
+class TestMessengerOfTwoServers(MessengerConformance):
+    @pytest.fixture
+    def make(self, servers):
+        return lambda: registry.messenger(url(*servers))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ...protocols.gearman.worker_state import Assignment, WorkerState
@@ -40,6 +40,34 @@ class Taking:
                 line.state.reset()
                 self._up(line)
                 self._lines.send([line])
+
+    def only(self, functions: Iterable[bytes]) -> None:
+        """Take jobs of these, in any order: only what changed is said."""
+        wanted = set(functions)
+        if wanted == set(self._functions):
+            return
+        gone = [function for function in self._functions if function not in wanted]
+        new = [function for function in wanted if function not in self._functions]
+        self._functions = (*new, *(function for function in self._functions if function in wanted))
+        for line in self._lines.lines(self.role.name):
+            for function in gone:
+                line.state.cant_do(function)
+            for function in reversed(new):
+                line.state.can_do(function)
+            self._lines.send([line])
+
+    def rotate(self) -> None:
+        """Have the function that comes last come first, so that a busy one does not keep it from being seen."""
+        if len(self._functions) > 1:
+            last = self._functions[-1]
+            self._functions = (last, *self._functions[:-1])
+            for line in self._lines.lines(self.role.name):
+                line.state.cant_do(last)
+                line.state.can_do(last)
+
+    def asleep(self) -> bool:
+        """Whether every server that is up has said that there is nothing."""
+        return all(line.state.asleep for line in self._lines.lines(self.role.name))
 
     def ask(self, room: int) -> bool:
         """Send grabs for up to `room` jobs; whether answers are due that are worth waiting for."""
