@@ -114,6 +114,16 @@ class ClientState:
         return list(self._open)
 
     @property
+    def waiting(self) -> bool:
+        """Whether an answer is due."""
+        return bool(self._open)
+
+    @property
+    def open(self) -> int:
+        """How many answers are due."""
+        return len(self._open)
+
+    @property
     def running(self) -> list[Request]:
         """Foreground submissions that have a handle and no end."""
         return [request for requests in self._jobs.values() for request in requests]

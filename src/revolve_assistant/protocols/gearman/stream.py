@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import random
 import select
 import socket
@@ -25,6 +26,10 @@ class Stream:
     def __init__(self, one: socket.socket, address: Address) -> None:
         self.address = address
         self._socket = one
+        one.setblocking(False)
+        with contextlib.suppress(OSError):
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._poll = select.poll()
         self._poll.register(one, select.POLLIN)
 
@@ -37,10 +42,6 @@ class Stream:
             raise Unreachable(f"{named(address)} did not accept a connection within {timeout:.3g} s") from None
         except OSError as error:
             raise Unreachable(f"no connection to {named(address)}: {_reason(error)}") from error
-        one.setblocking(False)
-        with contextlib.suppress(OSError):
-            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         return cls(one, address)
 
     def fileno(self) -> int:
@@ -83,6 +84,52 @@ class Stream:
     def close(self) -> None:
         """Let go of it; the connection lives on in a process that was forked."""
         self._socket.close()
+
+
+class Dial:
+    """An attempt to connect that never blocks (name look-up apart): poll it for POLLOUT, then ask `stream`."""
+
+    def __init__(self, address: Address) -> None:
+        """Raises `Unreachable`."""
+        self.address = address
+        try:
+            self._left = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise Unreachable(f"no connection to {named(address)}: {_reason(error)}") from error
+        self._socket = self._next(None)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def stream(self) -> Stream | None:
+        """The connection; None: the next of the host's addresses is being tried. Raises `Unreachable`."""
+        code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._socket.close()
+            self._socket = self._next(OSError(code, os.strerror(code)))
+            return None
+        return Stream(self._socket, self.address)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _next(self, error: OSError | None) -> socket.socket:
+        while self._left:
+            family, kind, protocol, _, address = self._left.pop(0)
+            one = None
+            try:
+                one = socket.socket(family, kind, protocol)
+                one.setblocking(False)
+                code = one.connect_ex(address)
+                if code in (0, errno.EINPROGRESS, errno.EWOULDBLOCK):
+                    return one
+                raise OSError(code, os.strerror(code))
+            except OSError as problem:
+                error = problem
+                if one is not None:
+                    one.close()
+        error = error or OSError("the name has no address")
+        raise Unreachable(f"no connection to {named(self.address)}: {_reason(error)}") from error
 
 
 class Server:

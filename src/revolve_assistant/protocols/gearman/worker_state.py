@@ -20,6 +20,7 @@ from .limits import check_client_id, check_function, check_number, check_workloa
 from .packets import MAX_BODY, Decoder, Kind, Packet, encode
 
 _PING = b"ping"
+_GRAB = encode(Packet(Kind.GRAB_JOB_UNIQ))
 _ASSIGNS = frozenset({Kind.JOB_ASSIGN, Kind.JOB_ASSIGN_UNIQ, Kind.JOB_ASSIGN_ALL})
 
 
@@ -51,7 +52,7 @@ class WorkerState:
     """The worker of one connection. Not thread-safe; a new connection needs a new one."""
 
     def __init__(self, *, limit: int = 1, max_body: int = MAX_BODY) -> None:
-        """It holds up to `limit` jobs at a time; 0 grabs nothing. `limit` may be changed."""
+        """It holds up to `limit` jobs at a time; 0 grabs nothing by itself. `limit` may be changed."""
         self.limit = limit
         self.max_body = max_body
         self.asleep = False
@@ -63,6 +64,8 @@ class WorkerState:
         self._found = False  # the present round of grabs found a job
         self._empty = False  # … and came to an end of them
         self._stride = 1
+        self._most = 1  # jobs that the last grabs were for
+        self._by_hand = False  # `grab` sent them
         self._echoes: deque[bytes] = deque()
 
     @property
@@ -74,6 +77,16 @@ class WorkerState:
     def pinged(self) -> bool:
         """Whether an answer to `ping` is due."""
         return bool(self._echoes)
+
+    @property
+    def grabs(self) -> int:
+        """Grabs whose answers are due."""
+        return self._grabs
+
+    @property
+    def waiting(self) -> bool:
+        """Whether an answer is due, to a grab or a ping."""
+        return bool(self._grabs or self._echoes)
 
     # ---- what it can do
 
@@ -105,12 +118,22 @@ class WorkerState:
 
     def _grab(self) -> None:
         """Ask for jobs, if there is room and nothing says that there are none."""
-        if not self.asleep and self.functions and not self._grabs:
-            room = self.limit - len(self.held)
-            if room > 0:
-                self._found = self._empty = False
-                self._grabs = min(room, self._stride)
-                self._out.append(encode(Packet(Kind.GRAB_JOB_UNIQ)) * self._grabs)
+        if self.limit > len(self.held):
+            self._by_hand = False
+            self._ask(self.limit - len(self.held))
+
+    def grab(self, most: int) -> None:
+        """Ask for up to `most` jobs, whatever the limit (which is 0 for whoever calls this): nothing while asleep, or
+        while answers to grabs are due. When there are no more it sleeps."""
+        self._by_hand = True
+        self._ask(most)
+
+    def _ask(self, most: int) -> None:
+        if most > 0 and not self.asleep and self.functions and not self._grabs:
+            self._found = self._empty = False
+            self._grabs = min(most, self._stride)
+            self._most = most
+            self._out.append(_GRAB * self._grabs)
 
     def nudge(self) -> None:
         """Ask once more though asleep. Every 10 s or so: gearmand before 2.0 wakes nobody for a job due by time."""
@@ -209,12 +232,12 @@ class WorkerState:
         if self._empty:
             self._empty = False
             self._stride = 1
-            if len(self.held) < self.limit:
+            if len(self.held) < self.limit or self._by_hand:
                 self.asleep = True
                 self._send(Kind.PRE_SLEEP)
         elif self._found:
             self._found = False
-            self._stride = min(self._stride * 2, max(self.limit, 1))
+            self._stride = min(self._stride * 2, max(self.limit, self._most, 1))
 
     def _answered(self, kind: Kind) -> None:
         if not self._grabs:

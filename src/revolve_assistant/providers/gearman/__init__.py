@@ -1,0 +1,6 @@
+"""gearmand as a Queue and as a Messenger: several servers, no other program. See docs/providers/gearman.md."""
+
+from .messenger import Messenger
+from .queue import Queue
+
+__all__ = ["Messenger", "Queue"]

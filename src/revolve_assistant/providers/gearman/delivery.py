@@ -1,0 +1,155 @@
+"""Requests on their way to several servers, each to the first of its own order that is up, until all are answered.
+
+What a server left unanswered when it failed goes to the next one: it may have been accepted there already, so that
+there are two of it. The order of requests with one order of servers is kept, as long as no server fails.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+
+from ...errors import ProtocolError, ProviderError
+from ...protocols.gearman import Kind
+from ...protocols.gearman.client import QueueFull
+from ...protocols.gearman.client_state import ClientState, Request
+from ...protocols.gearman.stream import named
+from .lines import Line, Lines, Role
+
+SUBMIT = "submit"
+_BACKLOG = 1 << 20  # bytes handed to one connection at once
+_OPEN = 5000  # requests on one connection at once
+
+Order = tuple[int, ...]
+
+
+class Preference:
+    """Which servers, by their index, a key goes to: the first choice is spread evenly, and is the same for everybody
+    whose URL names the same servers, in whatever order. Without one server the others' keys stay where they are."""
+
+    def __init__(self, servers: Sequence[tuple[str, int]]) -> None:
+        self._keys = [named(server).encode() for server in servers]
+        self._all: Order = tuple(range(len(servers)))
+
+    def order(self, key: bytes) -> Order:
+        if len(self._all) == 1:
+            return self._all
+        scores = [blake2b(key, digest_size=8, key=name[-64:]).digest() for name in self._keys]
+        return tuple(sorted(self._all, key=lambda index: scores[index]))
+
+
+class Delivery:
+    """Sends requests over lines of the role "submit" of `lines`, which it brings along. One thread uses it."""
+
+    def __init__(self, lines: Lines, max_body: int) -> None:
+        self._lines = lines
+        self.role = Role(SUBMIT, lambda: ClientState(max_body=max_body), _nothing, _heard, self._lost)
+        self._groups: dict[Order, deque[Request]] = {}
+        self._left = 0
+
+    def deliver(self, requests: Iterable[tuple[Order, Request]]) -> None:
+        """Returns when all are answered, an ERROR being an answer; see `refused`.
+
+        Raises `Unreachable` or `ProtocolError` when no server answers for the time-out of the lines.
+        """
+        lines = self._lines
+        lines.want(self.role)
+        groups = self._groups
+        groups.clear()
+        everything = []
+        for order, request in requests:
+            request.owner = order
+            request.answer = None
+            everything.append(request)
+            group = groups.get(order)
+            if group is None:
+                group = groups[order] = deque()
+            group.append(request)
+        last = time.monotonic()
+        left = -1
+        try:
+            while True:
+                self._place()
+                open_ = sum(len(group) for group in groups.values()) + sum(
+                    line.state.open for line in lines.lines(SUBMIT)
+                )
+                if not open_:
+                    if all(request.answer is not None for request in everything):
+                        return
+                    raise ProviderError("a request got lost")  # not reached: what a line leaves goes to the next
+                now = time.monotonic()
+                if open_ != left:
+                    left, last = open_, now
+                elif not lines.lines(SUBMIT) and (now >= last + lines.timeout or lines.hopeless()):
+                    raise lines.unreachable()
+                lines.pump(now + 0.5)
+        finally:
+            groups.clear()
+
+    def ask(self, line: Line, requests: Sequence[Request]) -> None:
+        """Over this line or not at all: what it left unanswered when it failed has the answer None."""
+        for request in requests:
+            request.owner = None
+            line.state.ask(request)
+        self._lines.send([line])
+        while line.up and any(request.answer is None for request in requests):
+            self._lines.pump(time.monotonic() + 0.5)
+
+    def _place(self) -> None:
+        """Give requests to lines that have room."""
+        for order, group in self._groups.items():
+            while group:
+                line = self._choose(order)
+                if line is None:
+                    break
+                state, room = line.state, _OPEN - line.state.open
+                if line.backlog > _BACKLOG or room <= 0:
+                    break
+                size = 0
+                while group and room and size <= _BACKLOG:
+                    request = group.popleft()
+                    state.ask(request)
+                    size += len(request.packet.args[-1])
+                    room -= 1
+                self._lines.send([line])
+
+    def _choose(self, order: Order) -> Line | None:
+        for index in order:
+            line = self._lines.line(SUBMIT, index)
+            if line is None:
+                continue
+            if line.up:
+                return line
+            if line.server.error is None:
+                return None  # it has not failed: wait for it, a moment
+        return None
+
+    def _lost(self, line: Line) -> None:
+        for request in reversed(line.state.unanswered):
+            if request.owner is not None and request.answers is Kind.JOB_CREATED:
+                self._groups.setdefault(request.owner, deque()).appendleft(request)
+
+
+def refused(requests: Iterable[Request], what: str) -> None:
+    """Raise `Overloaded` or `ProtocolError` if a server answered any of these with an ERROR."""
+    requests = list(requests)
+    errors = [request for request in requests if request.answer is not None and request.answer.kind is Kind.ERROR]
+    if not errors:
+        return
+    answer = errors[0].answer
+    assert answer is not None
+    code, text = (arg.decode("utf-8", "backslashreplace") for arg in answer.args)
+    where = f"gearmand, given {what} ({len(requests) - len(errors)} of {len(requests)} accepted),"
+    if code == "QUEUE_ERROR":
+        raise QueueFull.of(code, text, where)
+    raise ProtocolError(f"{where} refused: {code} {text}")
+
+
+def _nothing(line: Line) -> None:
+    pass
+
+
+def _heard(line: Line, found: list[object]) -> None:
+    pass  # each request has its answer

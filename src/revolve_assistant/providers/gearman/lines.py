@@ -1,0 +1,355 @@
+"""The connections of one thread to several servers. Nothing here blocks but `Lines.pump`, which waits for all of them.
+
+                        ┌─ Line ─ "take"   ─ WorkerState ┐
+    Lines ── poll ──────┼─ Line ─ "submit" ─ ClientState ┼── server 1
+      ▲                 ├─ …                             ┘
+    wake, from any      └─ Line … ────────────────────────── server 2
+    thread
+
+    a Line:  dialling ──▶ greeting ──▶ up ──▶ lost (and after a pause another one is dialled)
+
+A server that fails is left alone for 0.05 s, then twice as long each time, up to 5 s, half of it by chance. A server
+that was asked something and says nothing for `timeout` seconds is lost too: that finds those that hang, and
+connections that a cable or a firewall cut without a word. A line in use that is silent is pinged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+from ...errors import AssistantError, ProtocolError, Unreachable
+from ...protocols.gearman.client_state import ClientState, echo_request
+from ...protocols.gearman.stream import Address, Dial, Server, Stream, named, stranger
+from ...protocols.gearman.worker_state import WorkerState
+
+HEARTBEAT = 10.0  # seconds of silence before a ping
+_SLICE = 1 << 20  # bytes sent at once
+_READS = 16  # chunks read from one line before the others get their turn
+
+
+class Role(NamedTuple):
+    """What lines are for. `heard` gets what a state's `receive` gave; `lost` hears of the end of a line that was up."""
+
+    name: str
+    state: Callable[[], ClientState | WorkerState]
+    up: Callable[[Line], None]
+    heard: Callable[[Line, list[Any]], None]
+    lost: Callable[[Line], None]
+
+
+class Line:
+    """One connection. `owner` is its role's own."""
+
+    def __init__(self, server: Server, index: int, role: Role, timeout: float) -> None:
+        """Starts to dial. Raises `Unreachable`."""
+        self.server = server
+        self.index = index
+        self.role = role
+        self.timeout = timeout
+        self.state: Any = role.state()
+        self.owner: Any = None
+        self.error: Exception | None = None
+        self.stage: Literal["dialling", "greeting", "up", "lost"] = "dialling"
+        self._out = bytearray()
+        self._started = self._heard = self._waiting = time.monotonic()
+        self._quiet = True  # nothing is due from the server
+        self._dial: Dial | None = Dial(server.address)
+        self._stream: Stream | None = None
+
+    @property
+    def up(self) -> bool:
+        return self.stage == "up"
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that wait to be sent."""
+        return len(self._out)
+
+    def fileno(self) -> int:
+        one = self._stream or self._dial
+        return -1 if one is None else one.fileno()
+
+    def mask(self) -> int:
+        if self.stage == "dialling":
+            return select.POLLOUT
+        return select.POLLIN | select.POLLOUT if self._out else select.POLLIN
+
+    def due(self) -> float:
+        """When it must be looked at again (monotonic seconds), whatever comes."""
+        if self.stage in ("dialling", "greeting"):
+            return self._started + self.timeout
+        return self._waiting + self.timeout if self.state.waiting or self._out else self._heard + HEARTBEAT
+
+    def look(self, now: float) -> None:
+        """Do what is due. Raises `Unreachable`."""
+        if now < self.due():
+            return
+        name = named(self.server.address)
+        if self.stage == "dialling":
+            raise Unreachable(f"{name} did not accept a connection within {self.timeout:.3g} s")
+        if self.stage == "greeting":
+            raise Unreachable(f"{name} accepts connections, but does not answer Gearman's greeting")
+        if self.state.waiting or self._out:
+            raise Unreachable(f"{name} has not answered for {self.timeout:.3g} s")
+        self.ping(b"ping")
+
+    def serve(self, event: int) -> None:
+        """Do what poll says can be done. Raises `Unreachable`, `ProtocolError`."""
+        if self._dial is not None:
+            stream = self._dial.stream()
+            if stream is None:
+                return
+            self._dial, self._stream = None, stream
+            self.stage = "greeting"
+            self.ping(b"hello")
+            return
+        if event & select.POLLOUT:
+            self.flush()
+        if event & ~select.POLLOUT:
+            self._read()
+
+    def ping(self, data: bytes) -> None:
+        """Have the server answer; `state.waiting` until it did. Raises `Unreachable`."""
+        if isinstance(self.state, WorkerState):
+            self.state.ping(data)
+        else:
+            self.state.ask(echo_request(data))
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what goes now. Raises `Unreachable`."""
+        stream = self._stream
+        if stream is None:
+            return
+        data = self.state.data_to_send()
+        out = self._out
+        if data and self._quiet:
+            self._quiet = False
+            self._waiting = time.monotonic()
+        if not out:
+            if not data:
+                return
+            sent = stream.send(data)
+            if sent < len(data):
+                out += memoryview(data)[sent:]
+        else:
+            out += data
+        while out:
+            with memoryview(out) as whole, whole[:_SLICE] as some:
+                sent = stream.send(some)
+            if not sent:
+                return
+            del out[:sent]
+            self._waiting = time.monotonic()  # it takes what is sent
+
+    def _read(self) -> None:
+        stream, state = self._stream, self.state
+        if stream is None:
+            return
+        for _ in range(_READS):
+            data = stream.receive()
+            if data is None:
+                break
+            self._heard = self._waiting = time.monotonic()
+            found = state.receive(data)
+            self._quiet = not state.waiting and not self._out
+            if self.stage == "greeting" and not state.waiting:
+                self.stage = "up"
+                self.server.worked()
+                self.role.up(self)
+            if found:
+                self.role.heard(self, found)
+            if state.error is not None:
+                raise state.error
+            if len(data) < 4096:
+                break
+        self.flush()
+
+    def close(self) -> None:
+        """Let go of it. The jobs taken on it go back to the server's queue."""
+        self.stage = "lost"
+        for one in (self._dial, self._stream):
+            if one is not None:
+                one.close()
+        with contextlib.suppress(ProtocolError):
+            self.state.end()
+
+
+class Lines:
+    """The lines to several servers. One thread uses it; `wake` may be called from any."""
+
+    def __init__(self, servers: Sequence[Address], timeout: float) -> None:
+        """`timeout`: seconds to connect, and to answer. Nothing is dialled yet."""
+        self.servers = [Server(address) for address in servers]
+        self.timeout = timeout
+        self._roles: list[Role] = []
+        self._lines: dict[tuple[str, int], Line] = {}
+        self._polled: dict[int, tuple[Line, int]] = {}  # by descriptor, with what it is polled for
+        self._poll = select.poll()
+        self._ear, self._bell = socket.socketpair()
+        for end in (self._ear, self._bell):
+            end.setblocking(False)
+        self._poll.register(self._ear, select.POLLIN)
+        self.woken = False
+
+    def want(self, role: Role) -> None:
+        """Dial lines of this role from now on. Once is enough."""
+        if role not in self._roles:
+            self._roles.append(role)
+            self.tend()
+
+    def line(self, role: str, index: int) -> Line | None:
+        return self._lines.get((role, index))
+
+    def lines(self, role: str) -> list[Line]:
+        """Those that are up, in the order of the servers."""
+        found = (self._lines.get((role, index)) for index in range(len(self.servers)))
+        return [line for line in found if line is not None and line.up]
+
+    def undecided(self, role: str, *, hopeful: bool = False) -> bool:
+        """Whether a server may still be about to answer; `hopeful`: that has not failed before counts alone."""
+        for index, server in enumerate(self.servers):
+            line = self._lines.get((role, index))
+            if line is not None and not line.up and not (hopeful and server.error):
+                return True
+        return False
+
+    def wake(self) -> None:
+        """End a `pump` that waits, or the next one; `woken` says so then."""
+        with contextlib.suppress(OSError):
+            self._bell.send(b"\0")
+
+    def hush(self) -> bool:
+        """Whether it was woken; forgets about that."""
+        with contextlib.suppress(BlockingIOError):
+            while self._ear.recv(4096):
+                self.woken = True
+        woken, self.woken = self.woken, False
+        return woken
+
+    # ---- the loop
+
+    def pump(self, until: float) -> None:
+        """Wait until something happens, at most until then (monotonic seconds; past: look once). Raises nothing."""
+        self.tend()
+        due = min(until, *(line.due() for line in self._lines.values()), self._redial())
+        now = time.monotonic()
+        events = self._poll.poll(max(0.0, (due - now) * 1000))
+        for descriptor, event in events:
+            polled = self._polled.get(descriptor)
+            if polled is not None:
+                with self.guarded(polled[0]):
+                    polled[0].serve(event)
+                self._watch(polled[0])
+            elif descriptor == self._ear.fileno():
+                with contextlib.suppress(BlockingIOError):
+                    while self._ear.recv(4096):
+                        self.woken = True
+
+    def tend(self) -> None:
+        """Dial what is wanted, drop what does not answer."""
+        now = time.monotonic()
+        for line in list(self._lines.values()):
+            with self.guarded(line):
+                line.look(now)
+            self._watch(line)
+        for role in self._roles:
+            for index, server in enumerate(self.servers):
+                if (role.name, index) not in self._lines and server.not_before <= now:
+                    try:
+                        line = Line(server, index, role, self.timeout)
+                    except Unreachable as error:
+                        server.failed(error)
+                    else:
+                        self._lines[role.name, index] = line
+                        self._watch(line)
+
+    @contextlib.contextmanager
+    def guarded(self, line: Line) -> Iterator[None]:
+        """What fails on a line within is the end of that line, and of nothing else."""
+        try:
+            yield
+        except ProtocolError as error:
+            self.drop(line, stranger(line.server.address, error))
+        except Unreachable as error:
+            self.drop(line, error)
+        except BaseException:
+            self.drop(line, Unreachable(f"interrupted while talking to {named(line.server.address)}"))
+            raise
+
+    def drop(self, line: Line, error: AssistantError) -> None:
+        """The end of a line."""
+        if self._lines.get((line.role.name, line.index)) is not line:
+            return
+        del self._lines[line.role.name, line.index]
+        self._unwatch(line)
+        line.error = error
+        was_up = line.up
+        line.close()
+        line.server.failed(error)
+        if was_up:
+            line.role.lost(line)
+
+    def send(self, lines: Iterable[Line]) -> None:
+        """Send what these have to say."""
+        for line in lines:
+            with self.guarded(line):
+                line.flush()
+            self._watch(line)
+
+    def hopeless(self) -> bool:
+        """Whether every server speaks another protocol: waiting does not make a Gearman server of them."""
+        return all(isinstance(server.error, ProtocolError) for server in self.servers)
+
+    def unreachable(self) -> Exception:
+        """Why there is no server: an error that names them all."""
+        errors = [server.error for server in self.servers]
+        if self.hopeless():
+            return ProtocolError("; ".join(str(error) for error in errors))
+        return Unreachable(
+            "; ".join(str(server.error or f"{named(server.address)} has not answered yet") for server in self.servers)
+        )
+
+    def close(self) -> None:
+        """Let go of every connection."""
+        for line in self._lines.values():
+            line.close()
+        self._lines.clear()
+        self._polled.clear()
+        self._ear.close()
+        self._bell.close()
+
+    def _redial(self) -> float:
+        """When a server that failed is dialled again."""
+        missing = (
+            server.not_before
+            for role in self._roles
+            for index, server in enumerate(self.servers)
+            if (role.name, index) not in self._lines
+        )
+        return min(missing, default=float("inf"))
+
+    def _watch(self, line: Line) -> None:
+        if line.stage == "lost":
+            return
+        descriptor, mask = line.fileno(), line.mask()
+        polled = self._polled.get(descriptor)
+        if polled is None or polled[0] is not line:
+            self._unwatch(line)
+            self._poll.register(descriptor, mask)
+        elif polled[1] != mask:
+            self._poll.modify(descriptor, mask)
+        else:
+            return
+        self._polled[descriptor] = line, mask
+
+    def _unwatch(self, line: Line) -> None:
+        for descriptor, (polled, _) in list(self._polled.items()):
+            if polled is line:
+                del self._polled[descriptor]
+                self._poll.unregister(descriptor)

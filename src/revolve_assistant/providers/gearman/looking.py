@@ -1,0 +1,181 @@
+"""Finding tasks again: by the unique, since a handle means nothing after a restart of gearmand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from ...engine import EngineState, Parcel
+from ...errors import Unreachable
+from ...protocols.gearman import GearmanAdmin, Kind
+from ...protocols.gearman.client_state import Request, status_unique_request, submission
+from .address import MAX_BODY, Place
+from .delivery import SUBMIT, Delivery, Preference
+from .lines import Line, Lines
+from .names import DELAYED, READY, unique
+from .wrapping import Wrapped, wrap
+
+_REMEMBERED = 100_000  # submissions, of which `cancel` knows the function
+_GONE = 60.0  # seconds after which a server that does not answer counts as one that lost its tasks
+_FORMS = (*DELAYED, *READY)
+
+
+class _Own(NamedTuple):
+    """A task submitted here."""
+
+    queue: str
+    priority: int
+
+
+class Looking:
+    """Answers `state` and `cancel` of a Queue."""
+
+    def __init__(self, lines: Lines, delivery: Delivery, place: Place, preference: Preference) -> None:
+        self._lines = lines
+        self._delivery = delivery
+        self._place = place
+        self._preference = preference
+        self._own: dict[str, _Own] = {}
+        self._cancelled: dict[str, str] = {}  # ids, with the form of the unique that must not be used again
+        self._missing: dict[int, float] = {}  # since when servers do not answer
+
+    def submitted(self, tasks: Iterable[tuple[Parcel, Request]]) -> None:
+        own = self._own
+        for parcel, request in tasks:
+            if request.handle:
+                own[parcel.id] = _Own(parcel.queue, parcel.priority)
+                self._cancelled.pop(parcel.id, None)
+        while len(own) > _REMEMBERED:
+            del own[next(iter(own))]
+
+    def form(self, task_id: str) -> str:
+        """The form of unique to submit a task with: not one that was cancelled, whose job may still lie there."""
+        if not self._cancelled:
+            return READY[0]
+        last = self._cancelled.get(task_id)
+        return READY[(READY.index(last) + 1) % len(READY)] if last in READY else READY[0]
+
+    # ---- state
+
+    def state(self, ids: Sequence[str]) -> dict[str, EngineState]:
+        found: dict[str, EngineState] = dict.fromkeys(ids, "unknown")
+        lines = self._up()
+        asked = []
+        for task in ids:  # most are where they belong
+            own = unique(task)
+            line = lines.get(self._preference.order(own.encode())[0])
+            if line is not None:
+                asked.append((task, line, own))
+        self._ask(asked, found)
+        # What moves from one form to the other may be missed between two questions; who misses it twice is not there.
+        for _ in range(2):
+            left = [task for task, state in found.items() if state == "unknown"]
+            if not left:
+                return found
+            self._ask(
+                [(task, line, unique(task) + form) for task in left for line in lines.values() for form in _FORMS],
+                found,
+            )
+        if any(state == "unknown" for state in found.values()):
+            self._complain()
+        return found
+
+    def _ask(self, questions: Sequence[tuple[str, Line, str]], found: dict[str, EngineState]) -> None:
+        by_line: dict[Line, list[Request]] = {}
+        asked = []
+        for task, line, key in questions:
+            request = status_unique_request(key)
+            by_line.setdefault(line, []).append(request)
+            asked.append((task, key, request))
+        for line, requests in by_line.items():
+            if line.up:
+                self._delivery.ask(line, requests)
+        for task, key, request in asked:
+            answer = request.answer
+            if answer is None or answer.kind is not Kind.STATUS_RES_UNIQUE or answer.args[1] != b"1":
+                continue
+            delayed = key.endswith(DELAYED)
+            running = answer.args[2] == b"1" and not delayed  # a delayed one may be held for the rest of a second
+            cancelled = self._cancelled.get(task)
+            if not running and cancelled is not None and key == unique(task) + cancelled:
+                continue  # it lies there until a worker comes by, who drops it
+            if running or found[task] == "unknown":
+                found[task] = "running" if running else "queued"
+
+    def _up(self) -> dict[int, Line]:
+        lines = self._lines
+        lines.want(self._delivery.role)
+        deadline = time.monotonic() + lines.timeout
+        while (not lines.lines(SUBMIT) or lines.undecided(SUBMIT, hopeful=True)) and time.monotonic() < deadline:
+            lines.pump(deadline)
+        up = {line.index: line for line in lines.lines(SUBMIT)}
+        now = time.monotonic()
+        for index in range(len(lines.servers)):
+            if index in up:
+                self._missing.pop(index, None)
+            else:
+                self._missing.setdefault(index, now)
+        if not up:
+            raise lines.unreachable()
+        return up
+
+    def _complain(self) -> None:
+        """Not found is not gone while a server that may have it is away for a moment."""
+        now = time.monotonic()
+        for index, since in self._missing.items():
+            if now - since < _GONE:
+                raise Unreachable(f"cannot say what is lost: {self._lines.servers[index].error}")
+
+    # ---- cancel
+
+    def cancel(self, task_id: str) -> bool:
+        own = self._own.get(task_id)
+        if own is None or task_id in self._cancelled:
+            return False
+        for line in self._up().values():
+            key = unique(task_id)
+            requests = [status_unique_request(key + form) for form in _FORMS]
+            self._delivery.ask(line, requests)
+            states = {
+                form: request.answer.args[2] == b"1"
+                for form, request in zip(_FORMS, requests, strict=True)
+                if request.answer is not None
+                and request.answer.kind is Kind.STATUS_RES_UNIQUE
+                and request.answer.args[1] == b"1"
+            }
+            if any(states.values()):
+                return False  # taken, or on its way from one function to the other
+            for form in states:
+                return self._remove(line, task_id, own, form)
+        return False
+
+    def _remove(self, line: Line, task_id: str, own: _Own, form: str) -> bool:
+        """Submit it once more: gearmand answers with the handle of the job that is there. What comes of that if it is
+        gone just now is void, and whoever takes it drops it."""
+        names = self._place.names
+        key = unique(task_id) + form
+        request = submission(
+            names.delayed if form in DELAYED else names.queue(own.queue, own.priority),
+            wrap(Wrapped(task_id, own.queue, b"", void=True), self._place.base64),
+            unique=key,
+            background=True,
+            priority=0 if form in DELAYED else own.priority,
+            max_body=MAX_BODY,
+        )
+        status = status_unique_request(key)
+        self._delivery.ask(line, [request])
+        if not request.handle:
+            return False
+        with GearmanAdmin(line.server.address, timeout=self._place.timeout) as admin:
+            removed = admin.cancel(request.handle)
+        if not removed or not line.up:
+            return False
+        self._delivery.ask(line, [status])
+        if status.answer is None or status.answer.args[2:3] == (b"1",):
+            return False  # somebody took it in this moment
+        self._own.pop(task_id, None)
+        self._cancelled[task_id] = form
+        while len(self._cancelled) > _REMEMBERED:
+            del self._cancelled[next(iter(self._cancelled))]
+        return True

@@ -1,0 +1,79 @@
+"""Putting a task into a function once more, safely.
+
+A task that is released, or whose delay is over, becomes a new job, and then the old one is completed: a crash between
+leaves two of it, never none. The new job must have another unique than the old one, which still runs. And than any
+other: gearmand makes a submission with the unique of a job that it knows one with that job, and if that one is on the
+point of being completed by somebody who was stopped just there, both are gone. So each submission is sent with a
+question before it, whether its unique is known, and if so it is repeated with the next form of the unique.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ...protocols.gearman import Kind
+from ...protocols.gearman.client_state import status_unique_request, submission
+from .address import MAX_BODY
+from .delivery import Delivery, refused
+from .lines import Line
+from .names import DELAYED, READY, suffix, unique
+from .wrapping import Wrapped, wrap
+
+
+class Move(NamedTuple):
+    """Where a task goes: `at` in Unix seconds, None: at once; `after` is the unique of the job it was."""
+
+    function: bytes
+    task: Wrapped
+    after: bytes
+    at: int | None = None
+    buried: bool = False
+
+    def uniques(self) -> list[str]:
+        """In the order in which they are tried."""
+        own = unique(self.task.id)
+        if self.buried:
+            return [f"{own}!{os.urandom(1).hex()}" for _ in range(8)]
+        forms = DELAYED if self.task.due else READY
+        last = suffix(self.after)
+        start = forms.index(last) + 1 if last in forms and self.after else 0
+        return [own + form for form in itertools.islice(itertools.cycle(forms), start, start + len(forms))]
+
+
+def move(delivery: Delivery, line: Line, moves: Sequence[Move], base64: bool) -> list[bool]:
+    """Submit them over this line, in order; which of them are safe with the server now.
+
+    Raises `Overloaded` if one was refused; those that were accepted are there twice then, until their leases end.
+    """
+    done = [False] * len(moves)
+    left = [(at, one, one.uniques()) for at, one in enumerate(moves)]
+    while left:
+        asked = []
+        for at, one, uniques in left:
+            known = status_unique_request(uniques[0])
+            workload = wrap(one.task, base64)
+            sent = submission(
+                one.function,
+                workload,
+                unique=uniques.pop(0),
+                background=True,
+                priority=one.task.priority,
+                at=one.at,
+                max_body=MAX_BODY,
+            )
+            asked.append((at, one, uniques, known, sent))
+        delivery.ask(line, [request for *_, known, sent in asked for request in (known, sent)])
+        refused((sent for *_, sent in asked if sent.answer is not None), f"{len(asked)} tasks to hold on")
+        left = []
+        for at, one, uniques, known, sent in asked:
+            if sent.answer is None or known.answer is None:
+                continue
+            taken = known.answer.kind is Kind.STATUS_RES_UNIQUE and known.answer.args[1] == b"1"
+            if taken and uniques:
+                left.append((at, one, uniques))
+            else:
+                done[at] = not taken
+    return done

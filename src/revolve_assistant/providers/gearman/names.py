@@ -1,0 +1,81 @@
+"""What things are called on the servers.
+
+    assistant.q.default           tasks of the queue "default" with priority 0, as jobs of the class "normal"
+    assistant.q.default:p9        … with priority 9, class "high";  :m9 with priority -9, class "low"
+    assistant.delayed             tasks of every queue that are not due yet
+    assistant.buried.default      tasks that were buried
+    assistant.c.NAME              frames of the channel NAME
+
+Letters, digits, dots and underscores stand for themselves, other bytes of a name become `:XX` (hexadecimal); what would
+be longer than gearmand keeps becomes `:x` and a hash. The dash is among those others because gearmand's Redis store,
+before August 2026, takes a name apart at its dashes.
+
+A function of its own for each priority, because gearmand has three classes and tasks have 19 priorities. Before 2.0 it
+takes jobs in the order of functions, so that the order is exact; later ones take by class over all functions, and
+within a class in turn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+_OTHER = re.compile(rb"[^A-Za-z0-9._]")
+_ROOM = 200  # characters of a queue's or channel's name; gearmand keeps 512 of the whole
+_UNIQUE = re.compile(r"[A-Za-z0-9._-]{1,60}\Z")
+
+PRIORITIES = range(9, -10, -1)
+"""Highest first."""
+
+
+def encode(name: str) -> str:
+    """A name in the characters that all of gearmand's lists and stores can hold; different for different names."""
+    raw = name.encode("utf-8", "surrogateescape")
+    text = _OTHER.sub(lambda found: b":%02X" % found[0][0], raw).decode()
+    return text if len(text) <= _ROOM else ":x" + hashlib.sha256(raw).hexdigest()
+
+
+class Names:
+    """The names of one namespace."""
+
+    def __init__(self, namespace: str) -> None:
+        self.prefix = encode(namespace)
+        self.delayed = f"{self.prefix}.delayed".encode()
+        self.channels = f"{self.prefix}.c.".encode()
+        self._queues: dict[tuple[str, int], bytes] = {}
+
+    def queue(self, queue: str, priority: int) -> bytes:
+        """The function of a queue's tasks of that priority."""
+        priority = max(-9, min(9, priority))
+        name = self._queues.get((queue, priority))
+        if name is None:
+            tail = "" if not priority else f":{'p' if priority > 0 else 'm'}{abs(priority)}"
+            name = f"{self.prefix}.q.{encode(queue)}{tail}".encode()
+            if len(self._queues) < 10_000:
+                self._queues[queue, priority] = name
+        return name
+
+    def buried(self, queue: str) -> bytes:
+        return f"{self.prefix}.buried.{encode(queue)}".encode()
+
+    def channel(self, channel: str) -> bytes:
+        return self.channels + encode(channel).encode()
+
+
+def unique(task_id: str) -> str:
+    """What identifies a task on the servers: its id, or a hash of it where that is too long or has odd characters."""
+    if _UNIQUE.match(task_id):
+        return task_id
+    return ":" + hashlib.sha256(task_id.encode("utf-8", "surrogateescape")).hexdigest()[:59]
+
+
+READY = ("", "~1", "~2", "~3")
+"""What may follow the unique of a task in a queue's function."""
+DELAYED = ("@0", "@1")
+"""… and while it is delayed."""
+
+
+def suffix(unique: bytes) -> str:
+    """What follows the task's own unique in that of a job."""
+    tail = unique[-2:].decode("latin-1")
+    return tail if tail in READY or tail in DELAYED else ""

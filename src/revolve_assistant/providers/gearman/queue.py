@@ -1,0 +1,353 @@
+"""Tasks as background jobs of gearmand.
+
+    submit ─▶ server 1 ◀┐                     ┌─ settle: done     WORK_COMPLETE
+              server 2 ◀┴─ grab ── take ──────┼─ release          a new job, then WORK_COMPLETE
+              (by the hash of the task's id)  └─ bury             a new job in NAMESPACE.buried.*, then WORK_FAIL
+
+The connection is the lease: it holds as long as the connection it was taken on, and ends with that. A job that is
+reported on from another one is refused by gearmand, which fences off whoever lost it. Handles are no identity, since
+gearmand counts them anew after a restart; the task's own id is the job's unique, by which `state` finds it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from ... import engine as contract
+from ...engine import EngineState, Lease, Outcome, Parcel, Sink
+from ...errors import ClientClosed, Overloaded, Unreachable, UsageError
+from ...protocols.gearman.client_state import Request, submission
+from ...protocols.gearman.worker_state import Assignment
+from ...traits import Traits
+from ..url import Url
+from .address import LARGEST, MAX_BODY, Place
+from .delays import Delays
+from .delivery import SUBMIT, Delivery, Preference, refused
+from .lines import Line, Lines
+from .looking import Looking
+from .moving import Move, move
+from .names import DELAYED, PRIORITIES, unique
+from .taking import Taking
+from .wrapping import Wrapped, unwrap, wrap
+
+_TAKE = "take"
+_CLOSING = 10.0  # seconds
+_SETTLED = b"settled"
+_LONGEST_DELAY = 10 * 365 * 86400.0  # seconds
+
+
+class Queue(contract.Queue):
+    """Tasks on one or several gearmands. One thread calls it; `wake` and `close` may come from any.
+
+    A second task with the id of one that the server holds is one with it, whatever its queue, unless that one was
+    released meanwhile. `deliveries` counts releases; gearmand does not tell how often a worker died with a task.
+    """
+
+    traits = Traits(
+        summary="background jobs of one or several gearmands",
+        durable=True,
+        delays=True,
+        priorities=True,
+        max_bytes=LARGEST,
+        max_wait=3600.0,
+        messenger="gearman://",
+    )
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._pid = 0
+        self._open = False
+        self._busy = threading.RLock()
+        self._lines: Lines | None = None
+
+    @classmethod
+    def from_url(cls, url: Url, **options: object) -> Queue:
+        """`gearman://host:4730,host2/namespace?timeout=5&encode=base64`. Raises `UsageError`."""
+        return cls(Place.read(url, options))
+
+    # ---- open, close, wake
+
+    def open(self) -> None:
+        """Connect; returns once each server answered or failed, for `timeout` seconds at most. Raises `Unreachable`."""
+        if self._open and self._pid == os.getpid():
+            return
+        self._connect()
+        lines = self._lines
+        assert lines is not None
+        try:
+            lines.want(self._delivery.role)
+            while not lines.lines(SUBMIT) or lines.undecided(SUBMIT, hopeful=True):
+                if not lines.undecided(SUBMIT):
+                    break
+                lines.pump(time.monotonic() + 0.5)
+            if not lines.lines(SUBMIT):
+                raise lines.unreachable()
+        except BaseException:
+            lines.close()
+            self._lines = None
+            raise
+        self._open = True
+
+    def close(self) -> None:
+        self._open = False
+        lines = self._lines
+        if lines is None:
+            return
+        if self._pid != os.getpid():
+            lines.close()
+            self._lines = None
+            return
+        lines.wake()
+        held = self._busy.acquire(timeout=_CLOSING)
+        try:
+            self._lines = None
+            lines.close()
+        finally:
+            if held:
+                self._busy.release()
+
+    def wake(self) -> None:
+        lines = self._lines
+        if lines is not None:
+            lines.wake()
+
+    def _connect(self) -> None:
+        self._pid = os.getpid()
+        self._busy = threading.RLock()
+        if self._lines is not None:
+            self._lines.close()
+        place = self._place
+        lines = self._lines = Lines(place.servers, place.timeout)
+        self._delivery = Delivery(lines, MAX_BODY)
+        self._preference = Preference(place.servers)
+        self._taking = Taking(lines, _TAKE, MAX_BODY)
+        self._delays = Delays(lines, self._delivery, place)
+        self._looking = Looking(lines, self._delivery, place, self._preference)
+        self._names: dict[bytes, str] = {}
+        self._queues: tuple[str, ...] = ()
+
+    def _joined(self) -> Lines:
+        if self._open and self._pid != os.getpid():
+            self._connect()  # in a child that was forked: the parent goes on with its own
+        if not self._open or self._lines is None:
+            raise ClientClosed(f"{self._place.text} is not open: call open() first")
+        return self._lines
+
+    # ---- giving
+
+    def submit(self, parcels: Sequence[Parcel], sink: Sink) -> None:
+        self._joined()
+        for parcel in parcels:
+            if len(parcel.body) > LARGEST:
+                raise UsageError(f"{len(parcel.body):,} bytes for task {parcel.id} are more than {LARGEST:,}")
+            if parcel.delay > _LONGEST_DELAY:
+                raise UsageError(f"a delay of {parcel.delay:g} s for task {parcel.id} is more than ten years")
+        with self._busy:
+            requests = [self._request(parcel) for parcel in parcels]
+            self._delivery.deliver(requests)
+            self._looking.submitted(zip(parcels, (request for _, request in requests), strict=True))
+            refused((request for _, request in requests), f"{len(requests)} tasks")
+
+    def _request(self, parcel: Parcel) -> tuple[tuple[int, ...], Request]:
+        names = self._place.names
+        own = unique(parcel.id)
+        at, due = None, 0.0
+        if parcel.delay > 0:
+            function, form = names.delayed, DELAYED[0]
+            at, due = _second(parcel.delay)
+        else:
+            function, form = names.queue(parcel.queue, parcel.priority), self._looking.form(parcel.id)
+        task = Wrapped(parcel.id, parcel.queue, parcel.body, parcel.priority, 0, due)
+        request = submission(
+            function,
+            wrap(task, self._place.base64),
+            unique=own + form,
+            background=True,
+            priority=0 if due else parcel.priority,
+            at=at,
+            max_body=MAX_BODY,
+        )
+        return self._preference.order(own.encode()), request
+
+    # ---- taking
+
+    def take(self, queues: Sequence[str], *, limit: int, wait: float) -> Sequence[Lease]:
+        began = time.monotonic()
+        deadline = began + wait
+        with self._busy:
+            lines = self._joined()
+            self._listen(lines, queues)
+            leases: list[Lease] = []
+            while True:
+                self._delays.tend()
+                self._collect(leases, limit)
+                busy = self._taking.ask(limit - len(leases))
+                now = time.monotonic()
+                if leases and not busy:
+                    return leases
+                if not busy and not leases:
+                    if not self._open or lines.hush():
+                        return leases
+                    hoping = lines.undecided(_TAKE, hopeful=True) and not lines.lines(_TAKE)
+                    if now >= deadline and not hoping:
+                        if not lines.lines(_TAKE) and not lines.undecided(_TAKE):
+                            raise lines.unreachable()
+                        return leases
+                    if now >= began + lines.timeout and not lines.lines(_TAKE):
+                        raise lines.unreachable()
+                until = min(self._delays.until(), self._taking.patience())
+                lines.pump(min(until, deadline if now < deadline else now + 0.25))
+                if lines.woken and busy:
+                    deadline = now  # leave, once the grabs are answered
+
+    def _listen(self, lines: Lines, queues: Sequence[str]) -> None:
+        if self._queues != tuple(queues):
+            self._queues = tuple(queues)
+            names = self._place.names
+            self._names = {names.queue(queue, priority): queue for queue in queues for priority in PRIORITIES}
+            self._taking.functions(tuple(self._names))
+        lines.want(self._taking.role)
+        self._delays.start()
+
+    def _collect(self, leases: list[Lease], limit: int) -> None:
+        """Make leases of what has arrived; what nobody asked for stays."""
+        rest = []
+        void = []
+        for job in self._taking.arrived:
+            queue = self._names.get(job.function)
+            if queue is None or len(leases) >= limit:
+                rest.append(job)
+                continue
+            task = unwrap(job.unique, queue, job.workload)
+            job.workload = b""
+            if task.void:
+                void.append(job)
+                continue
+            leases.append(Lease(task.id, task.body, queue, task.deliveries + 1, _Held(job, task.priority)))
+        self._taking.arrived = rest
+        if void:
+            self._end(void)
+
+    # ---- holding and settling
+
+    def extend(self, leases: Sequence[Lease]) -> None:
+        """Have each server that leases are from answer, so that a connection which is cut without a word is noticed."""
+        with self._busy:
+            lines = self._joined()
+            self._delays.tend()
+            self._echo(lines, {lease.token.job.owner for lease in leases if not lease.token.job.ended}, b"alive")
+
+    def settle(self, outcomes: Sequence[tuple[Lease, Outcome]]) -> None:
+        """Returns once the servers have it. Raises `Overloaded` for what they do not store; those leases go on."""
+        with self._busy:
+            lines = self._joined()
+            again: dict[Line, list[tuple[Lease, Outcome]]] = defaultdict(list)
+            ended: list[Assignment] = []
+            seen: set[int] = set()
+            for lease, outcome in outcomes:
+                job = lease.token.job
+                if job.ended or id(job) in seen:
+                    continue
+                seen.add(id(job))
+                if outcome.kind == "done":
+                    ended.append(job)
+                else:
+                    again[job.owner].append((lease, outcome))
+            error: Exception | None = None
+            for line, several in again.items():
+                try:
+                    ended += self._resubmit(lines, line, several)
+                except (Overloaded, Unreachable) as problem:
+                    error = problem
+            owners = self._end(ended, {id(lease.token.job) for lease, outcome in outcomes if outcome.kind == "bury"})
+            self._echo(lines, owners, _SETTLED)
+            if error is not None:
+                raise error
+
+    def _resubmit(self, lines: Lines, line: Line, several: list[tuple[Lease, Outcome]]) -> list[Assignment]:
+        """Put released and buried tasks where they belong; the jobs that can be ended now."""
+        deadline = time.monotonic() + lines.timeout
+        while (other := lines.line(SUBMIT, line.index)) is None or not other.up:
+            if not line.up:
+                return []
+            if time.monotonic() >= deadline:
+                raise lines.unreachable()
+            lines.pump(deadline)
+        moves = [self._move(lease, outcome) for lease, outcome in several]
+        moved = move(self._delivery, other, moves, self._place.base64)
+        return [lease.token.job for (lease, _), safe in zip(several, moved, strict=True) if safe]
+
+    def _move(self, lease: Lease, outcome: Outcome) -> Move:
+        names = self._place.names
+        job, priority = lease.token
+        task = Wrapped(lease.id, lease.queue, lease.body, priority, lease.deliveries)
+        if outcome.kind == "bury":
+            task = task._replace(reason=outcome.reason)
+            return Move(names.buried(lease.queue), task, b"", buried=True)
+        if not outcome.counted:
+            task = task._replace(deliveries=lease.deliveries - 1)
+        if outcome.delay > 0:
+            at, due = _second(outcome.delay)
+            return Move(names.delayed, task._replace(due=due), job.unique, at)
+        return Move(names.queue(lease.queue, priority), task, job.unique)
+
+    def _end(self, jobs: Iterable[Assignment], failed: Iterable[int] = ()) -> set[Line]:
+        """Complete the jobs, or fail those, unless they were lost meanwhile; the lines that have it to send."""
+        owners = set()
+        for job in jobs:
+            if not job.ended:
+                if id(job) in failed:
+                    job.owner.state.fail(job)
+                else:
+                    job.owner.state.complete(job)
+                owners.add(job.owner)
+        return owners
+
+    def _echo(self, lines: Lines, owners: Iterable[Line], data: bytes) -> None:
+        """Wait until each server has read all that was sent on the line, or the line is lost."""
+        asked = [line for line in owners if line.up]
+        for line in asked:
+            with lines.guarded(line):
+                line.ping(data)
+        lines.send(asked)
+        while any(line.up and line.state.pinged for line in asked):
+            lines.pump(time.monotonic() + 0.5)
+
+    # ---- asking
+
+    def state(self, ids: Iterable[str]) -> Mapping[str, EngineState]:
+        """Raises `Unreachable` when an id is not found, and a server that may know it failed within the last minute."""
+        self._joined()
+        with self._busy:
+            return self._looking.state(list(ids))
+
+    def cancel(self, task_id: str) -> bool:
+        """Remove a task that was submitted through this object and that nobody has taken; False of any other.
+
+        gearmand removes jobs by their handles, which it tells nobody but the submitter.
+        """
+        self._joined()
+        with self._busy:
+            return self._looking.cancel(task_id)
+
+
+class _Held(tuple[Assignment, int]):
+    """The token of a lease: its job, and the task's priority."""
+
+    def __new__(cls, job: Assignment, priority: int) -> _Held:
+        return super().__new__(cls, (job, priority))
+
+    @property
+    def job(self) -> Assignment:
+        return self[0]
+
+
+def _second(delay: float) -> tuple[int | None, float]:
+    """From when on gearmand may give it out (None: at once), and when it is due, in Unix seconds."""
+    now = time.time()
+    due = now + delay
+    return (int(due) if int(due) > int(now) else None), due
