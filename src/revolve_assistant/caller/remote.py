@@ -26,6 +26,7 @@ from ..wire import control, envelope
 from ..wire import frames as wire
 from ..wire.seal import Purpose
 from .inbox import Inbox, RemoteJob
+from .mailbox import Mailbox
 from .reckoning import Reckoning
 
 if TYPE_CHECKING:
@@ -35,9 +36,6 @@ log = logging.getLogger("revolve_assistant")
 
 MAX_PENDING = 100_000
 BATCH = 500  # tasks handed to the queue at once
-KEEP = 300.0  # seconds that the inbox outlives its client
-CAP = 64 << 20  # bytes of events that wait in the inbox
-READ = 1000  # messages read at once
 EXPIRY = 7 * 86400.0  # seconds after which nobody runs a task any more
 PAUSES = (0.05, 5.0)  # seconds between attempts to reach a server: first, most
 FLUSH = 5.0  # seconds that `close` waits for what was submitted
@@ -71,6 +69,7 @@ class Remote:
         self.jobs: dict[str, RemoteJob] = {}
         self.pump = _Turn(self)
         self.inbox = Inbox(self.jobs, self._begun)
+        self.sources: dict[Mailbox, str] = {}  # further mailboxes, and the messengers' addresses
         self.reckoning = Reckoning(self)
         self.sender: threading.Thread | None = None
         self.reader: threading.Thread | None = None
@@ -86,10 +85,7 @@ class Remote:
         self._stacks: dict[str, list[Any]] = {}
         self._sleeping = False
         self._closing = False
-        self._kept = 0.0  # until when the inbox is known to be kept
-        self._fresh = True  # the inbox has to be made (again)
-        self._cursor = b""
-        self._joiner = wire.Joiner()
+        self.main = self.mailbox(self.messenger)
         self._warned: set[str] = set()
 
     # --- what the client calls
@@ -200,7 +196,7 @@ class Remote:
                 thread.join(FLUSH + 5.0)
         if self.sender is not None:
             if not self.jobs:
-                self._forget_inbox()
+                self.main.forget()
             self.queue.close()
             self.messenger.close()
 
@@ -307,9 +303,7 @@ class Remote:
         self.in_touch()
         flushed = None
         while True:
-            if monotonic() > self._kept:  # it was idle for long: nothing waited there
-                self._fresh = True
-            if self._fresh or monotonic() > self._kept - KEEP * 2 / 3:
+            if self.main.due():
                 self._keep()
             self._post()
             due = self.reckoning.look(monotonic())
@@ -320,7 +314,7 @@ class Remote:
                     flushed = flushed or monotonic() + FLUSH
                     if monotonic() > flushed:
                         return
-                if self._outbox or self._words or self._cancels or self._fresh:
+                if self._outbox or self._words or self._cancels or self.main.fresh:
                     continue
                 self._sleeping = True
                 if not self._outbox:  # one that was put there without the lock
@@ -328,14 +322,9 @@ class Remote:
                 self._sleeping = False
 
     def _keep(self) -> None:
-        made = monotonic()
-        self.messenger.keep([self.inbox_name], seconds=KEEP, cap=CAP)
-        self._kept = made + KEEP
-        if self._fresh:
-            with self._lock:
-                self._fresh = False
-                self._cursor = b""
-                self._work.notify()
+        self.main.keep()
+        with self._lock:
+            self._work.notify()
 
     def _post(self) -> None:
         """Send what there is: control messages first, they are few and somebody waits."""
@@ -453,56 +442,41 @@ class Remote:
         for name, packed in messages or ():
             self.say(job, control.SEND, name, packed)
 
-    def _forget_inbox(self) -> None:
-        try:
-            self.messenger.forget(self.inbox_name)
-        except ProviderError as error:
-            log.debug("the inbox stays until it expires: %s", error)
-
     # --- the reader
 
     def _read(self) -> None:
-        messenger, name = self.messenger, self.inbox_name
+        main = self.main
+        wait = 30.0 if main.messenger.traits.waits else 0.5
         while True:
             with self._lock:
-                while not self._closing and (self._fresh or not (self.jobs or self._stacks)):
+                while not self._closing and (main.fresh or not (self.jobs or self._stacks)):
                     self._work.wait()
                 if self._closing:
                     return
-            wait = min(messenger.traits.max_wait, 30.0 if messenger.traits.waits else 0.5)
-            batch = messenger.read({name: self._cursor}, limit=READ, wait=wait)
-            self.reckoning.read(monotonic(), len(batch.messages))
-            if batch.messages:
-                self.in_touch()
-                self._take(batch.messages)
-                self._cursor = batch.messages[-1].cursor
-                messenger.forget(name, self._cursor)
-            if name in batch.lost and not self._fresh:
-                log.warning("%s lost the events that waited for this client", messenger_name(messenger))
-                self.reckoning.suspect()
-                with self._lock:
-                    self._fresh = True
-                    self._bell.notify()
+            self.take(main, wait)
 
-    def _take(self, messages: Sequence[Any]) -> None:
-        audience = f"{self.namespace}/{self.inbox_name}"
-        for message in messages:
-            try:
-                whole = self._joiner.join(message.frame)
-                if whole is None:
-                    continue
-                _sender, fingerprints, frames = wire.decode(self.keys.open(Purpose.EVENT, audience, whole))
-            except Untrusted as error:
-                self._distrust(error)
-                continue
-            except ProviderError as error:
-                log.warning("a message was dropped: %s", error)
-                continue
+    def take(self, box: Mailbox, wait: float) -> int:
+        """Read a mailbox and report what came; the number of messages. Raises `Unreachable`."""
+        found, count = box.read(wait)
+        if box is self.main:
+            self.reckoning.read(monotonic(), count)
+            if box.fresh:
+                self.reckoning.suspect()
+                self.ring()
+        if found:
+            self.in_touch()
             self.worker_seen = True
-            self.reckoning.keys_of(fingerprints)
+            self.reckoning.keys_of(box.fingerprints)
+        source = self.sources.get(box, "")
+        for frames in found:
             if self._stacks:
                 self._take_stacks(frames)
-            self.report(self.inbox.take(frames, monotonic()))
+            self.report(self.inbox.take(frames, monotonic(), source))
+        return count
+
+    def mailbox(self, messenger: Any) -> Mailbox:
+        """This client's inbox on a messenger."""
+        return Mailbox(messenger, self.inbox_name, self.keys, self.namespace, self._distrust)
 
     def _take_stacks(self, frames: list[Any]) -> None:
         for id, _run, first, records in frames:
@@ -529,8 +503,3 @@ class _Nobody:
     @staticmethod
     def deliver(reports: Sequence[Any]) -> None:
         pass
-
-
-def messenger_name(messenger: Any) -> str:
-    """What a messenger is called in a message for people."""
-    return type(messenger).__module__.split(".")[-2 if type(messenger).__module__.count(".") > 2 else -1]

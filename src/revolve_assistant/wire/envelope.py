@@ -43,7 +43,8 @@ PLAIN = Terms()
 
 
 class Envelope(msgspec.Struct, array_like=True, frozen=True):
-    """One task. `sent` is the caller's Unix time, for display and expiry; `buffers` are out-of-band pickle buffers."""
+    """One task. `sent` is the caller's Unix time, for display and expiry; `buffers` are out-of-band pickle
+    buffers; `reads` the addresses of further messengers that the caller reads (`task.write_to`)."""
 
     version: int
     id: str
@@ -55,7 +56,7 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True):
     sent: float
     terms: Terms = PLAIN
     buffers: list[bytes] = []
-    messengers: list[str] = []
+    reads: list[str] = []
 
 
 _encode = msgspec.msgpack.Encoder().encode
