@@ -128,8 +128,8 @@ class Client(concurrent.futures.Executor):
         )
         self._engine: Any = self._make()
         self._live = self._engine.traits.live
-        self._remote = not self._engine.traits.local
-        self._dispatcher = Dispatcher()
+        self._remote = bool(getattr(self._engine, "remote", False))
+        self._dispatcher = self._new_dispatcher()
         self._dispatcher.pump = None if self._live else self._engine.pump
         self._listeners: Listeners | None = None
         self._listeners_version = 0
@@ -148,6 +148,9 @@ class Client(concurrent.futures.Executor):
         self._finalizer = weakref.finalize(self, _abandon, self._engine, self._dispatcher)
         self._finalizer.atexit = False
         _clients.add(self)
+
+    def _new_dispatcher(self) -> Any:
+        return Dispatcher()
 
     # --- submitting
 
@@ -367,12 +370,8 @@ class Client(concurrent.futures.Executor):
         """Wait for what comes from elsewhere; raises `Unreachable` once a server was away for `patience` seconds."""
         deadline = None if timeout is None else monotonic() + timeout
         while True:
+            self._check_patience()
             now, away = monotonic(), self._engine.away_since
-            if away and now - away >= self._patience:
-                raise Unreachable(
-                    f"{self._engine.place} has not answered for {now - away:.0f} s: {self._engine.trouble}; "
-                    "the task goes on there"
-                )
             left = self._patience - (now - away if away else 0.0)
             if deadline is not None:
                 left = min(left, deadline - now)
@@ -382,6 +381,14 @@ class Client(concurrent.futures.Executor):
                 return True
             if deadline is not None and monotonic() >= deadline:
                 return False
+
+    def _check_patience(self) -> None:
+        away = self._engine.away_since
+        if away and monotonic() - away >= self._patience:
+            raise Unreachable(
+                f"{self._engine.place} has not answered for {monotonic() - away:.0f} s: {self._engine.trouble}; "
+                "the task goes on there"
+            )
 
     # --- listening
 
@@ -444,10 +451,11 @@ class Client(concurrent.futures.Executor):
 
         `cancel_futures` cancels those that have not started. Without `wait` the rest ends in the background.
         """
-        if wait and self._tasks and not self._remote and self._blocks_itself():
+        lets_go = self._remote and self._engine.lets_go
+        if wait and self._tasks and not lets_go and self._blocks_itself():
             raise UsageError("shutdown(wait=True) in a listener would wait for itself: call shutdown(wait=False)")
         self._begin_shutdown(cancel_futures)
-        if self._remote:
+        if lets_go:
             self._close()  # what was submitted is flushed; the rest is the workers' affair
         elif wait:
             self._wait_for_ends(None)
@@ -533,7 +541,7 @@ class Client(concurrent.futures.Executor):
             self._interrupted()
         self._begin_shutdown(False)
         try:
-            if not self._remote:
+            if not (self._remote and self._engine.lets_go):
                 await wait_async(self._when_drained)
         finally:
             self._dispatcher.use_loop(None)
@@ -559,7 +567,7 @@ class Client(concurrent.futures.Executor):
         self._finalizer.detach()
         if hasattr(old, "after_fork"):
             old.after_fork()
-        self._dispatcher = Dispatcher()
+        self._dispatcher = self._new_dispatcher()
         self._lock = threading.Lock()
         self._prefix = os.urandom(10).hex()
         tasks, self._tasks = list(self._tasks.values()), {}

@@ -80,6 +80,10 @@ class Dispatcher:
             self._wake()
             thread.join()
 
+    def passes(self, error: BaseException) -> bool:
+        """Whether what a listener raised, and is no `Exception`, goes to somebody else than the log."""
+        return False
+
     def get_ready(self) -> None:
         """Start the thread that `post` will need: from 3.12 on none can be started once the interpreter ends."""
         if self.thread is None and self.call_soon is None and not self._stopped:

@@ -164,7 +164,7 @@ class Ending:
                 wake()
         if callbacks is not None:
             for fn in callbacks:
-                client._dispatcher.post(lambda fn=fn: self._call_back(fn))  # type: ignore[misc]
+                client._dispatcher.post(lambda fn=fn: self._call_back(fn))
         if client._shut:
             client._check_drained()
 

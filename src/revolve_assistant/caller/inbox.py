@@ -19,7 +19,7 @@ from collections.abc import Callable
 from time import time
 from typing import TYPE_CHECKING, Any
 
-from ..errors import TaskLost, Untrusted
+from ..errors import Untrusted
 from ..pool.reports import (
     EVENT,
     PACKED,
@@ -35,6 +35,7 @@ from ..pool.reports import (
     REPORT_SUCCEEDED,
 )
 from ..wire import frames as wire
+from ..wire.remote import unpack_error
 from .log import LOCAL
 
 if TYPE_CHECKING:
@@ -250,7 +251,7 @@ class Inbox:
             return (parcel, REPORT_FAILED, record[1])
         if kind == wire.CANCELLED:
             return (parcel, REPORT_CANCELLED, record[1])
-        return (parcel, REPORT_LOST, TaskLost(record[1]))
+        return (parcel, REPORT_LOST, unpack_error(record[1]))
 
 
 def _size(events: list[Any]) -> int:

@@ -60,9 +60,13 @@ class Remote:
     """The far side of a queue, as a Client sees it. Thread-safe. Threads start at the first `submit`."""
 
     children = True  # there is nothing to start ahead
+    remote = True
+    lets_go = True  # leaving the client's block leaves unfinished tasks to their workers
 
-    def __init__(self, carriers: Carriers, *, max_pending: int = MAX_PENDING) -> None:
-        self.queue, self.messenger, self.keys, self.namespace, self.place = carriers
+    def __init__(self, carriers: Carriers, *, max_pending: int = MAX_PENDING, driven: bool = False) -> None:
+        self.queue, self.messenger, self.keys, self.namespace, self.place, self.natural = carriers
+        self.driven = driven  # nobody reads but the client's own thread
+        self._starting = threading.Lock()
         self.traits = self.queue.traits
         self.max_pending = max_pending
         self.inbox_name = f"i.{os.urandom(16).hex()}"
@@ -111,7 +115,7 @@ class Remote:
             self.jobs[job.parcel.id] = job
         self._outbox.extend(jobs)
         if self.sender is None:
-            self._start()
+            self.start()
         if self._sleeping:
             with self._lock:
                 self._bell.notify()
@@ -198,7 +202,8 @@ class Remote:
             if not self.jobs:
                 self.main.forget()
             self.queue.close()
-            self.messenger.close()
+            for box in (self.main, *self.sources):
+                box.messenger.close()
 
     def after_fork(self) -> None:
         """In a forked child: the connections are the parent's; what is made next opens its own."""
@@ -267,14 +272,18 @@ class Remote:
 
     # --- the sender
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the threads, once."""
+        if self.sender is not None:
+            return
         with self._lock:
             if self.sender is not None or self._closing:
                 return
             self.sender = threading.Thread(target=self._run, args=(self._send,), name="revolve-sender", daemon=True)
-            self.reader = threading.Thread(target=self._run, args=(self._read,), name="revolve-reader", daemon=True)
             self.sender.start()
-            self.reader.start()
+            if not self.driven:
+                self.reader = threading.Thread(target=self._run, args=(self._read,), name="revolve-reader", daemon=True)
+                self.reader.start()
 
     def _run(self, loop: Callable[[], None]) -> None:
         """A thread's whole life: a server that does not answer is tried again, more and more slowly."""
@@ -305,6 +314,8 @@ class Remote:
         while True:
             if self.main.due():
                 self._keep()
+            if self.sources:
+                self._keep_sources()
             self._post()
             due = self.reckoning.look(monotonic())
             with self._lock:
@@ -325,6 +336,27 @@ class Remote:
         self.main.keep()
         with self._lock:
             self._work.notify()
+
+    def _keep_sources(self) -> None:
+        for box in list(self.sources):
+            if box.due():
+                try:
+                    box.messenger.open()
+                    box.keep()
+                except ProviderError as error:  # tasks go on without it, and what is missing is said
+                    self.warn_once(f"{box.name} does not answer: {error}")
+
+    def add_source(self, box: Mailbox, address: str) -> None:
+        """Have a further mailbox kept, and tasks told that this client reads it."""
+        self.inbox.reads.add(address)
+        self.sources[box] = address
+        self.ring()
+
+    def until_kept(self, timeout: float) -> None:
+        """Wait until the inbox is there, at most `timeout` seconds."""
+        with self._lock:
+            if self.main.fresh:
+                self._work.wait(timeout)
 
     def _post(self) -> None:
         """Send what there is: control messages first, they are few and somebody waits."""
@@ -396,6 +428,7 @@ class Remote:
             time(),
             envelope.terms_of(parcel.options),
             [bytes(buffer.raw()) for buffer in work.buffers or ()],
+            list(self.inbox.reads),
         )
         sealed = self.keys.seal(
             Purpose.TASK,

@@ -21,6 +21,7 @@ from ..event import Progress
 from ..pool.pump import Timer
 from ..pool.reports import (
     REPORT_CANCELLED,
+    REPORT_ELSEWHERE,
     REPORT_EVENTS,
     REPORT_FAILED,
     REPORT_LOST,
@@ -31,6 +32,7 @@ from ..pool.reports import (
     REPORT_SUCCEEDED,
     REPORT_WANT,
 )
+from ..pool.reports import decode as decode_record
 from .ending import _ending
 from .hearing import Hearing
 from .listeners import Listener
@@ -315,6 +317,8 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
             self._attempt_failed("failed", None)
         elif kind == REPORT_RAISED:
             self._attempt_failed("failed", report[2])
+        elif kind == REPORT_ELSEWHERE:  # nobody reads it there: it comes as any other
+            self._take_events([decode_record(report[3])], len(report[3]))
         elif kind == REPORT_LOST:
             self._attempt_failed("lost", report[2])
 

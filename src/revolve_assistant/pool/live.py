@@ -26,7 +26,9 @@ from ..wire.values import unpack_args
 from .jobs import WAITING
 from .pump import Pump
 from .reports import (
+    ELSEWHERE,
     REPORT_CANCELLED,
+    REPORT_ELSEWHERE,
     REPORT_EVENTS,
     REPORT_LOST,
     REPORT_RAISED,
@@ -91,6 +93,9 @@ class LiveJob:
             self.sink.deliver([(self.parcel, REPORT_WANT)])
             return
         self.heard = monotonic()
+        if found[0] == ELSEWHERE:
+            self.sink.deliver([(self.parcel, REPORT_ELSEWHERE, found[2], found[3])])
+            return
         self.last_event = found[2]
         self.sink.deliver([(self.parcel, REPORT_EVENTS, [found], len(record))])
 

@@ -33,12 +33,14 @@ from .pump import READ, WRITE, Pump
 from .reports import (
     CANCELLED,
     CREDIT,
+    ELSEWHERE,
     ERROR,
     EVENT,
     ITEM_RESULT,
     PACKED,
     PROGRESS,
     READY,
+    REPORT_ELSEWHERE,
     REPORT_EVENTS,
     REPORT_FAILED,
     REPORT_ITEMS,
@@ -481,6 +483,13 @@ class Supervisor(Engine):
                 job = jobs.pop(record[1], None)
                 if job is not None:  # the supervisor had seen it begin before it was skipped
                     self.feeder.again([job])
+            elif kind == ELSEWHERE:
+                job = jobs.get(record[1])
+                if job is not None:
+                    if not job.started:
+                        self.announce(child, job)
+                    job.heard = now
+                    out.append((job.sink, (job.parcel, REPORT_ELSEWHERE, record[2], record[3])))
             elif kind == STARTED:
                 job = jobs.get(record[1])
                 if job is not None:

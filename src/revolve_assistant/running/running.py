@@ -269,7 +269,21 @@ class Running:
         if write is None:
             self.emit(name, *args)
         else:
+            check_name(name)
             write(self, name, args)
+
+    def write_elsewhere(self, address: str, name: str, args: tuple[Any, ...]) -> None:
+        """Send an event to the messenger at an address: what `write_to` comes to."""
+        port = self._port
+        if port is None:
+            return
+        from ..wire.named import elsewhere
+
+        record = elsewhere(self._seq, address, encode_event(self._seq, name, args))
+        port.put(record)
+        self._sent += len(record)
+        if self._sent >= self._mark:
+            self._want_credit()
 
     # --- the engine's side
 

@@ -110,10 +110,13 @@ class Admission:
             return None
         held = Held(worker, lease, inbox, envelope)
         function = Function(key_of(envelope.body), envelope.name, envelope.kind, envelope.body, True)
-        kind = Carried if worker.live else Work
+        work: Work | None = worker.local.get(envelope.id) if worker.local is not None else None
+        if work is None:
+            kind = Carried if worker.live else Work
+            work = kind(function, envelope.payload, envelope.buffers or None)  # type: ignore[arg-type]
         held.parcel = Parcel(
             envelope.id,
-            work=kind(function, envelope.payload, envelope.buffers or None),  # type: ignore[arg-type]
+            work=work,
             options=envelope.terms if envelope.terms != wire.PLAIN else None,
             owner=held,
             queue=lease.queue,

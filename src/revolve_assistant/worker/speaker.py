@@ -19,12 +19,14 @@ from ..wire.remote import pack_error
 from ..wire.seal import Purpose
 
 if TYPE_CHECKING:
+    from ..messenger import Messenger
     from .held import Held
     from .worker import Worker
 
 log = logging.getLogger("revolve_assistant")
 
 MESSAGE = 256 << 10  # bytes of events after which a message is closed
+ELSEWHERE = 5.0  # seconds that a task's other messenger may be away before what was written to it is given up
 PAUSES = (0.05, 5.0)  # seconds between attempts: first, most
 
 
@@ -96,6 +98,8 @@ class Speaker:
     def _speak(self, taken: list[_Taken]) -> None:
         worker = self._worker
         inboxes: dict[str, list[_Taken]] = {}
+        if any(each.elsewhere for each in taken):
+            self._speak_elsewhere(taken)
         for each in taken:
             if each.records or each.asides:
                 inboxes.setdefault(each.held.inbox, []).append(each)
@@ -111,6 +115,24 @@ class Speaker:
                 worker.engine.grant(held.parcel)
             if each.ended:
                 worker.over(held, stored)
+
+    def _speak_elsewhere(self, taken: list[_Taken]) -> None:
+        """Write what tasks say to further messengers, before the ends that name it. One that stays away is skipped."""
+        places: dict[str, dict[str, list[Any]]] = {}
+        for each in taken:
+            held = each.held
+            for address, first, records in each.elsewhere:
+                frames = places.setdefault(address, {}).setdefault(held.inbox, [])
+                frames.append((held.id, held.run, first, records))
+        for address, inboxes in places.items():
+            messages: list[tuple[str, bytes]] = []
+            try:
+                messenger = self._worker.messenger_at(address)
+                for inbox, frames in inboxes.items():
+                    self._close(inbox, frames, messages, messenger)
+                self._write(messages, messenger, monotonic() + ELSEWHERE)
+            except Exception as error:  # its address comes from a task: whatever it is, it concerns that task alone
+                log.error("what a task wrote to %s is lost: %s", address, error)
 
     def _gather(self, inbox: str, taken: list[_Taken], messages: list[tuple[str, bytes]]) -> None:
         frames: list[Any] = []
@@ -128,27 +150,34 @@ class Speaker:
         if frames:
             self._close(inbox, frames, messages)
 
-    def _close(self, inbox: str, frames: list[Any], messages: list[tuple[str, bytes]]) -> None:
+    def _close(
+        self, inbox: str, frames: list[Any], messages: list[tuple[str, bytes]], messenger: Messenger | None = None
+    ) -> None:
         worker = self._worker
+        limit = (messenger or worker.messenger).traits.max_bytes
         data = wire.encode(worker.channel, worker.fingerprints, frames)
         sealed = worker.keys.seal(Purpose.EVENT, f"{worker.namespace}/{inbox}", data)
         try:
-            messages += [(inbox, piece) for piece in wire.pieces(sealed, worker.messenger.traits.max_bytes)]
+            messages += [(inbox, piece) for piece in wire.pieces(sealed, limit)]
         except UsageError as error:
             if len(frames) > 1:
                 for frame in frames:
-                    self._close(inbox, [frame], messages)
+                    self._close(inbox, [frame], messages, messenger)
             else:
-                self._close(inbox, [_shortened(frames[0], error)], messages)
+                self._close(inbox, [_shortened(frames[0], error)], messages, messenger)
 
-    def _write(self, messages: list[tuple[str, bytes]]) -> bool:
-        """Write until it is stored; False: the worker ends before that."""
-        messenger = self._worker.messenger
+    def _write(
+        self, messages: list[tuple[str, bytes]], other: Messenger | None = None, deadline: float = float("inf")
+    ) -> bool:
+        """Write until it is stored; False: the worker ends before that. Raises what the messenger raised last."""
+        messenger = other or self._worker.messenger
         pause = PAUSES[0]
         while True:
             try:
                 messenger.write(messages)
             except (ProviderError, OSError) as error:
+                if monotonic() >= deadline:
+                    raise
                 if not self.away_since:
                     self.away_since = monotonic()
                     log.warning("what tasks say waits: %s", error)
@@ -169,7 +198,7 @@ class Speaker:
 class _Taken:
     """What is written of a held task this time."""
 
-    __slots__ = ("asides", "ended", "first", "held", "records", "size", "wants")
+    __slots__ = ("asides", "elsewhere", "ended", "first", "held", "records", "size", "wants")
 
     def __init__(self, held: Held) -> None:
         self.held = held
@@ -178,9 +207,20 @@ class _Taken:
         self.asides, held.asides = held.asides, []
         self.size, held.size = held.size, 0
         self.wants, held.wants = held.wants, False
+        self.elsewhere = _take_elsewhere(held)
         self.ended = held.ended
         held.next += len(self.records)
         held.listed = False
+
+
+def _take_elsewhere(held: Held) -> list[tuple[str, int, list[Any]]]:
+    found = []
+    for address, stream in (held.elsewhere or {}).items():
+        if stream.records:
+            found.append((address, stream.next, stream.records))
+            stream.next += len(stream.records)
+            stream.records, stream.size = [], 0
+    return found
 
 
 def _shortened(frame: Any, error: Exception) -> Any:

@@ -215,6 +215,7 @@ class Messenger(contract.Messenger):
         if reading is None:
             raise ClientClosed(f"{self._place.text} was closed")
         lines = reading.lines
+        looked = deadline > began  # who does not wait sees at least what has come
         while True:
             lines.hush()
             self._forget_now(reading)
@@ -233,12 +234,13 @@ class Messenger(contract.Messenger):
                 up = lines.lines(READ)
                 if not up and (lines.hopeless() or now >= max(began + lines.timeout, deadline - 60.0)):
                     raise lines.unreachable()
-                if now >= deadline and (up or not lines.undecided(READ, hopeful=True)):
+                if looked and now >= deadline and (up or not lines.undecided(READ, hopeful=True)):
                     if not up and not lines.undecided(READ):
                         raise lines.unreachable()
                     return batch
-            until = deadline if now < deadline else now + 0.25
+            until = deadline if now < deadline else now + 0.25 if looked else now
             lines.pump(min(until, reading.until()))
+            looked = True
 
     # ---- keeping and forgetting
 

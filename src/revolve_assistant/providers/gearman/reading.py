@@ -78,7 +78,9 @@ class Reading:
         holes = any(channel.holes for channel in self._channels.values())
         if holes:
             self._give_up(now)
-        ready = sum(len(channel.after(self._position(cursor))) for channel, cursor in zip(asked, channels.values()))
+        ready = sum(
+            len(channel.after(self._position(cursor))) for channel, cursor in zip(asked, channels.values(), strict=True)
+        )
         room = _FOLLOW if holes else min(limit - ready, WINDOW[0])
         if room <= 0:
             return False
