@@ -496,6 +496,8 @@ class Client(concurrent.futures.Executor):
         self._engine.close()
         for task in list(self._tasks.values()):
             task._close("the client was closed before the task ended")
+            if self._remote and self._engine.lets_go:
+                task._disarm()  # it goes on where it is: no failure that somebody has to hear of
         for mapping in list(self._maps):
             mapping.stop()
         self._dispatcher.stop()

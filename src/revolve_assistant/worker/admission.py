@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine import Lease, Outcome, Parcel
 from ..errors import ProtocolError, Untrusted
+from ..pool.feeder import PLAIN
 from ..wire import envelope as wire
 from ..wire.carry import Function, Work, key_of
 from ..wire.frames import REFUSED
@@ -109,6 +110,7 @@ class Admission:
             self._park(lease, str(error))
             return None
         held = Held(worker, lease, inbox, envelope)
+        held.coroutine = envelope.kind not in PLAIN
         function = Function(key_of(envelope.body), envelope.name, envelope.kind, envelope.body, True)
         work: Work | None = worker.local.get(envelope.id) if worker.local is not None else None
         if work is None:

@@ -53,9 +53,11 @@ class Held:
 
     __slots__ = (
         "asides",
+        "coroutine",
         "elsewhere",
         "ended",
         "envelope",
+        "id",
         "inbox",
         "lease",
         "listed",
@@ -74,10 +76,12 @@ class Held:
     def __init__(self, worker: Worker, lease: Lease, inbox: str, envelope: Envelope | None) -> None:
         self.worker = worker
         self.lease = lease
+        self.id = lease.id
+        self.coroutine = False  # it runs among others in one child
         self.inbox = inbox
         self.envelope = envelope
         self.parcel: Parcel | None = None
-        self.run = wire.new_run()
+        self.run = next(worker.runs)
         self.next = 1  # number of the first record that was not written yet
         self.records: list[Any] = []
         self.asides: list[Any] = []  # records that belong to no run
@@ -89,10 +93,6 @@ class Held:
         self.releasing = False  # the worker shuts down: it goes back to the queue
         self.outcome: Outcome | None = None
         self.wants = False  # its child asks for credit
-
-    @property
-    def id(self) -> str:
-        return self.lease.id
 
     # --- reports of the local engine
 

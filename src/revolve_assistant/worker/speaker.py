@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Overloaded, ProviderError, UsageError
@@ -20,11 +20,13 @@ from ..wire.seal import Purpose
 
 if TYPE_CHECKING:
     from ..messenger import Messenger
-    from .held import Held
+    from .held import Held, Stream
     from .worker import Worker
 
 log = logging.getLogger("revolve_assistant")
 
+MANY = 8  # tasks that had something to say in one batch, from which on more is gathered before the next
+GATHER = 0.002  # seconds that it is gathered
 MESSAGE = 256 << 10  # bytes of events after which a message is closed
 ELSEWHERE = 5.0  # seconds that a task's other messenger may be away before what was written to it is given up
 PAUSES = (0.05, 5.0)  # seconds between attempts: first, most
@@ -43,6 +45,7 @@ class Speaker:
         self._deadline = float("inf")
         self.away_since = 0.0  # monotonic seconds since when the messenger does not answer; 0: it does
         self.written = 0  # events
+        self._busy = False  # much was said last time
         self.thread = threading.Thread(target=self._run, name="revolve-speaker", daemon=True)
 
     def start(self) -> None:
@@ -88,8 +91,12 @@ class Speaker:
                 self._sleeping = False
                 if not self._ready:
                     return
+            if self._busy:
+                sleep(GATHER)
+            with self.lock:
                 ready, self._ready = self._ready, []
                 taken = [_Taken(held) for held in ready]
+            self._busy = len(taken) >= MANY
             try:
                 self._speak(taken)
             except Exception:
@@ -98,30 +105,36 @@ class Speaker:
     def _speak(self, taken: list[_Taken]) -> None:
         worker = self._worker
         inboxes: dict[str, list[_Taken]] = {}
-        if any(each.elsewhere for each in taken):
-            self._speak_elsewhere(taken)
+        elsewhere = False
         for each in taken:
+            if each.elsewhere:
+                elsewhere = True
             if each.records or each.asides:
                 inboxes.setdefault(each.held.inbox, []).append(each)
+        if elsewhere:
+            self._speak_elsewhere(taken)
         messages: list[tuple[str, bytes]] = []
         for inbox, mine in inboxes.items():
             if inbox:
                 self._gather(inbox, mine, messages)
         stored = not messages or self._write(messages)
-        self.written += sum(len(each.records) for each in taken)
+        over: list[Held] = []
         for each in taken:
+            self.written += len(each.records)
             held = each.held
             if each.wants and held.parcel is not None:
                 worker.engine.grant(held.parcel)
             if each.ended:
-                worker.over(held, stored)
+                over.append(held)
+        if over:
+            worker.over(over, stored)
 
     def _speak_elsewhere(self, taken: list[_Taken]) -> None:
         """Write what tasks say to further messengers, before the ends that name it. One that stays away is skipped."""
         places: dict[str, dict[str, list[Any]]] = {}
         for each in taken:
             held = each.held
-            for address, first, records in each.elsewhere:
+            for address, first, records in each.elsewhere or ():
                 frames = places.setdefault(address, {}).setdefault(held.inbox, [])
                 frames.append((held.id, held.run, first, records))
         for address, inboxes in places.items():
@@ -207,15 +220,15 @@ class _Taken:
         self.asides, held.asides = held.asides, []
         self.size, held.size = held.size, 0
         self.wants, held.wants = held.wants, False
-        self.elsewhere = _take_elsewhere(held)
+        self.elsewhere = _take_elsewhere(held.elsewhere) if held.elsewhere else None
         self.ended = held.ended
         held.next += len(self.records)
         held.listed = False
 
 
-def _take_elsewhere(held: Held) -> list[tuple[str, int, list[Any]]]:
+def _take_elsewhere(streams: dict[str, Stream]) -> list[tuple[str, int, list[Any]]]:
     found = []
-    for address, stream in (held.elsewhere or {}).items():
+    for address, stream in streams.items():
         if stream.records:
             found.append((address, stream.next, stream.records))
             stream.next += len(stream.records)

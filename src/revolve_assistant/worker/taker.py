@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from ..engine import Lease, Outcome
 from ..errors import Overloaded, ProviderError, Unreachable
-from ..pool.feeder import PLAIN
 
 if TYPE_CHECKING:
     from .held import Held
@@ -61,16 +61,17 @@ class Taker:
         self._outcomes.append((lease, outcome))
         self._wake()
 
-    def over(self, held: Held, outcome: Outcome | None) -> None:
-        """A held task is over; None: its lease is left to end by itself."""
+    def over(self, ended: list[Held], stored: bool) -> None:
+        """Held tasks are over. Unless what they said is stored, their leases are left to end by themselves."""
         with self._lock:
-            if self.held.get(held.id) is held:
-                del self.held[held.id]
-                if held.parcel is not None and held.parcel.work.function.kind not in PLAIN:
-                    self.coroutines -= 1
-                self._ended += 1
-        if outcome is not None:
-            self._outcomes.append((held.lease, outcome))
+            for held in ended:
+                if self.held.get(held.id) is held:
+                    del self.held[held.id]
+                    if held.coroutine:
+                        self.coroutines -= 1
+            self._ended += len(ended)
+            if stored:
+                self._outcomes.extend([(held.lease, held.outcome) for held in ended if held.outcome is not None])
         self._wake()
 
     def drain(self) -> None:
@@ -167,19 +168,19 @@ class Taker:
         ahead = min(MOST, int(self._rate * AHEAD))
         if self.coroutines >= COROUTINES * worker.concurrency:
             return 0
-        return worker.concurrency + ahead - (len(self.held) - self.coroutines)
+        room = worker.concurrency + ahead - (len(self.held) - self.coroutines)
+        return room if room > ahead // 2 else 0  # a few at a time would cost as much as many
 
-    def _admit(self, leases: object) -> None:
+    def _admit(self, leases: Sequence[Lease]) -> None:
         worker = self._worker
         parcels = []
-        for lease in leases:  # type: ignore[attr-defined]
-            held = worker.admission.admit(lease)
-            if held is None:
-                continue
-            with self._lock:
+        admitted = [held for lease in leases if (held := worker.admission.admit(lease)) is not None]
+        with self._lock:
+            for held in admitted:
                 self.held[held.id] = held
-                if held.parcel is not None and held.parcel.work.function.kind not in PLAIN:
+                if held.coroutine:
                     self.coroutines += 1
+        for held in admitted:
             if held.parcel is None or held.ended:
                 worker.speaker.say(held)
             else:

@@ -26,6 +26,7 @@ from ..pool.vitals import usable_cpus
 from ..providers.carriers import choose
 from ..providers.url import Url
 from ..wire.carry import Work
+from ..wire.frames import new_runs
 from ..wire.named import NamedMessenger
 from .admission import Admission, Unknowns
 from .control import Control
@@ -106,6 +107,7 @@ class Worker:
         self.local: dict[str, Work] | None = None  # works that stay in this process, by the id of their task
         self.live = bool(self.engine.traits.live)
         self.name = f"{os.uname().nodename}:{os.getpid()}"
+        self.runs = new_runs()
         self.channel = f"w.{os.urandom(16).hex()}"
         self._messengers = {each.name: each for each in map(_named, messengers)}
         self._opened: dict[str, Messenger] = {}  # further messengers, by address
@@ -276,15 +278,16 @@ class Worker:
         """Have a lease settled that nothing is said about."""
         self.taker.settle(lease, outcome)
 
-    def over(self, held: Held, stored: bool) -> None:
-        """What a task said last is stored (or never will be): its lease can be settled."""
-        outcome = held.outcome if stored else None
-        if outcome is not None and outcome.kind != "release":
-            self.admission.over(held.id)
-            if self.local is not None:
-                self.local.pop(held.id, None)
-        self.taker.over(held, outcome)
-        self._turn.set()
+    def over(self, ended: list[Held], stored: bool) -> None:
+        """What tasks said last is stored (or never will be): their leases can be settled."""
+        for held in ended:
+            if stored and held.outcome is not None and held.outcome.kind != "release":
+                self.admission.over(held.id)
+                if self.local is not None:
+                    self.local.pop(held.id, None)
+        self.taker.over(ended, stored)
+        if self._state != "running":
+            self._turn.set()
 
     @property
     def state(self) -> str:
