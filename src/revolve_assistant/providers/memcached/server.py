@@ -219,11 +219,11 @@ class Server:
 def refusal(server: Server, answer: Answer) -> ProviderError | UsageError:
     """The error for a `SERVER_ERROR`."""
     words = _words(answer)
-    if "out of memory" in words:
+    if "out of memory" in words.lower():
         return Overloaded(
             f"memcached at {server.name} is full ({words}): give it more memory (-m), or wait until readers make room"
         )
-    if "too large" in words:
+    if "too large" in words.lower():
         return UsageError(f"memcached at {server.name} takes no values of 1 MB ({words}): start it with -I 1m or more")
     return Unreachable(f"memcached at {server.name} failed: {words}")
 

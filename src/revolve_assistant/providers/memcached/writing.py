@@ -55,9 +55,10 @@ _KNOWN = 10_000  # channels of which a writer remembers anything
 class Terms:
     """What a writer knows of a channel."""
 
-    __slots__ = ("cap", "seconds", "share", "written")
+    __slots__ = ("cap", "known", "seconds", "share", "written")
 
     def __init__(self) -> None:
+        self.known = False
         self.seconds, self.cap = DAY, CAP
         self.share = _FIRST  # bytes of a block, and between two looks at the cap
         self.written = 0
@@ -65,8 +66,8 @@ class Terms:
     def learn(self, answer: codec.Answer) -> None:
         given = numbers_of(answer.value, 2) if answer.code == b"VA" else None
         self.seconds, self.cap = given if given else (DAY, CAP)
-        known, self.share = self.share, max(1024, self.cap // 8)
-        if known != self.share:
+        before, self.share, self.known = self.share, max(1024, self.cap // 8), True
+        if before != self.share:
             # Anywhere in the first share, so that many writers of one channel take turns, each after what all wrote.
             self.written = random.randrange(self.share)
 
@@ -144,13 +145,14 @@ class Writer:
 
     def _prepare(self, server: Server, job: _Job) -> bool:
         """Make the job's next block, and store the pieces of a large frame. False: the channel is gone."""
+        if job.large or (not job.terms.known and sum(map(len, job.frames)) > _FIRST):
+            counter, terms = server.ask([codec.get(job.keys.counter), codec.get(job.keys.terms)])
+            if counter.code != b"VA":
+                return False  # before megabytes are stored for nobody
+            job.terms.learn(terms)
         if not job.large:
             job.prepare()
             return True
-        counter, terms = server.ask([codec.get(job.keys.counter), codec.get(job.keys.terms)])
-        if counter.code != b"VA":
-            return False  # before megabytes are stored for nobody
-        job.terms.learn(terms)
         for _ in range(_ATTEMPTS):
             answers = server.ask(job.prepare_large())
             for answer in answers:
