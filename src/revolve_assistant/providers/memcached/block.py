@@ -64,8 +64,10 @@ class Keys:
         return [b"%bx%d.%d" % (self.stem, name, n) for n in range(number)]
 
 
-def digest(text: str, *more: str) -> bytes:
-    return hashlib.blake2b("\0".join((text, *more)).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+def digest(*texts: str) -> bytes:
+    """A hash of texts in this order; no two lists of texts are alike to it."""
+    parts = [text.encode("utf-8", "surrogatepass") for text in texts]
+    return hashlib.blake2b(b"".join(b"%d:%b" % (len(part), part) for part in parts), digest_size=16).digest()
 
 
 def keys_of(namespace: str, channel: str) -> Keys:

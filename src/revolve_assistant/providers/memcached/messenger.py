@@ -51,6 +51,7 @@ class _Opened:
         self.reader, self.writer, self.keeper = Reader(), Writer(), Keeper()
         self.woken = threading.Event()
         self.active = time.monotonic()  # when something was last found
+        self.rest = 0.0  # no look before this time: all was read a moment ago
         self.owed: Unreachable | None = None  # what the last read did not say, since it had messages to give
 
     @property
@@ -180,6 +181,8 @@ class Messenger(contract.Messenger):
             raise owed
         with opened.reading.lock:
             opened.reader.prune(cursors)
+            if wait > 0 and opened.rest > (now := time.monotonic()):
+                opened.woken.wait(min(opened.rest - now, wait))
             while True:
                 began = time.monotonic()
                 look = self._look(opened, cursors, limit)
@@ -189,6 +192,8 @@ class Messenger(contract.Messenger):
                 if look.found or opened.woken.is_set() or now >= deadline or limit <= 0:
                     if look.found:
                         opened.active = now
+                        # Of a stream that is read as fast as it comes some may gather, or each look finds but one.
+                        opened.rest = 0.0 if look.more else began + _QUICK
                     opened.woken.clear()
                     return look.batch()
                 if look.again:

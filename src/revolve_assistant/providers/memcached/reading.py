@@ -74,6 +74,7 @@ class Look:
         self.lost: set[str] = set()
         self.again = False  # something was settled: look again at once
         self.waiting = False  # a slot is missing that may still come
+        self.more = False  # it was not all that there is
 
     @property
     def room(self) -> int:
@@ -115,6 +116,7 @@ class Reader:
             wanted += [(channel, position) for position in range(spot.place.position, last + 1)]
         if wanted:
             self._deliver(server, channels, heads, wanted, look)
+            look.more |= any(self._spots[channel].place.position <= heads[channel] for channel in moved)
 
     def prune(self, channels: Iterable[str]) -> None:
         """Forget what concerns other channels, when that is much."""

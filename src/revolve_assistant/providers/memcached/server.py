@@ -17,6 +17,7 @@ from ...errors import AssistantError, ClientClosed, Overloaded, ProtocolError, P
 from .codec import Answer, Parser
 
 _CHUNK = 256 << 10  # bytes read at once
+_TRICKLE = 10_000  # bytes a second that count as moving
 _COMMANDS = 1000  # sent at once: what comes back must fit the buffers while we still send
 _BYTES = 2 << 20  # sent at once, each with a time-out of its own
 
@@ -32,9 +33,15 @@ class _Link:
         self.sock = sock
         self.parser = Parser()
 
-    def exchange(self, data: bytes, number: int, deadline: float) -> list[Answer]:
-        """Send `data`, which holds `number` commands. Raises TimeoutError, _Ended, ProtocolError."""
+    def exchange(self, data: bytes, number: int, timeout: float) -> list[Answer]:
+        """Send `data`, which holds `number` commands. Raises TimeoutError, _Ended, ProtocolError.
+
+        The time-out is for sending a megabyte and for silence: it starts again as an answer comes in, but for a
+        trickle. Each byte is good for 0.1 ms more, so that a large answer gets through a slow line, and a byte now and
+        then keeps nobody waiting.
+        """
         parser, sock = self.parser, self.sock
+        deadline = time.monotonic() + timeout * (1 + len(data) / 1e6)
         try:
             sock.settimeout(_left(deadline))
             sock.sendall(data)
@@ -44,6 +51,7 @@ class _Link:
                 if not received:
                     raise _Ended("closed the connection")
                 parser.feed(received)
+                deadline = max(deadline, min(deadline + len(received) / _TRICKLE, time.monotonic() + timeout))
         except TimeoutError:
             raise
         except OSError as error:
@@ -57,7 +65,7 @@ class Server:
     """`ask` may be called from any thread; one request at a time is under way."""
 
     def __init__(self, host: str, port: int, *, account: tuple[str, str] | None, timeout: float) -> None:
-        """`account` is a user and a password; `timeout` (seconds) bounds connecting, and every request."""
+        """`account` is a user and a password; `timeout` (seconds) bounds connecting, and every request and megabyte."""
         self.host, self.port = host, port
         self.name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._account = account
@@ -107,7 +115,7 @@ class Server:
             try:
                 if self._link is None:
                     self._link = self._connected(self._timeout)
-                answers = self._link.exchange(data, number, time.monotonic() + self._timeout)
+                answers = self._link.exchange(data, number, self._timeout)
             except _Ended as ended:
                 self._drop()
                 if again and not self._closed:
@@ -178,15 +186,15 @@ class Server:
         raise self._unreachable(text[:1].lower() + text[1:]) from failure
 
     def _greet(self, link: _Link, deadline: float) -> None:
-        (answer,) = link.exchange(b"version\r\n", 1, deadline)
+        (answer,) = link.exchange(b"version\r\n", 1, _left(deadline))
         if answer.code == b"CLIENT_ERROR" and b"unauthenticated" in answer.rest:
             if self._account is None:
                 raise self._stranger()
             body = " ".join(self._account).encode()
-            (answer,) = link.exchange(b"set auth 0 0 %d\r\n%b\r\n" % (len(body), body), 1, deadline)
+            (answer,) = link.exchange(b"set auth 0 0 %d\r\n%b\r\n" % (len(body), body), 1, _left(deadline))
             if answer.code != b"STORED":
                 raise self._stranger()
-            (answer,) = link.exchange(b"version\r\n", 1, deadline)
+            (answer,) = link.exchange(b"version\r\n", 1, _left(deadline))
         if answer.code != b"VERSION":
             raise ProtocolError(f"it answers {_words(answer)!r} to 'version'")
         version = answer.rest.decode("ascii", "replace")
@@ -240,6 +248,10 @@ def _left(deadline: float) -> float:
 
 
 def _parts(commands: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
+    if len(commands) < 10 and sum(map(len, commands)) <= _BYTES:
+        if commands:
+            yield len(commands), b"".join(commands)
+        return
     part: list[bytes] = []
     size = 0
     for command in commands:

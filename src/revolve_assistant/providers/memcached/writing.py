@@ -8,8 +8,8 @@ A reader that waited in vain for a slot leaves a tombstone there, which nobody d
 time, before a tombstone could have ended, was given up by nobody.
 
 A batch to one channel is one block as long as it is under a megabyte; more blocks go one after the other, so that the
-order holds whatever a reader settles meanwhile. A frame that is larger lies in pieces under keys of its own, stored
-before the slot that names them.
+order holds whatever a reader settles meanwhile. A frame that is larger (on a slow line: than 8 KiB) lies in pieces
+under keys of its own, stored before the slot that names them.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from .server import Server, refusal
 DAY = 86400.0
 CAP = 8 << 20  # bytes, where the terms of a channel were evicted
 _FIRST = 64 << 10  # bytes of a block in a channel whose cap is not yet known
+_BRIEF = 8 << 10  # bytes of a block where the network is slow; a larger frame goes in pieces there
 _ATTEMPTS = 10
 _PATIENCE = 5.0  # seconds of grace that a writer asks for at most
 _DOUBT = 30.0  # seconds after which a slot is not believed to be one's own; see TOMBSTONES
@@ -55,12 +56,13 @@ _KNOWN = 10_000  # channels of which a writer remembers anything
 class Terms:
     """What a writer knows of a channel."""
 
-    __slots__ = ("cap", "known", "seconds", "share", "written")
+    __slots__ = ("cap", "known", "most", "seconds", "share", "written")
 
     def __init__(self) -> None:
         self.known = False
         self.seconds, self.cap = DAY, CAP
-        self.share = _FIRST  # bytes of a block, and between two looks at the cap
+        self.share = _FIRST  # bytes between two looks at the cap, and of a block
+        self.most = MOST - 64  # bytes of a block, at most
         self.written = 0
 
     def learn(self, answer: codec.Answer) -> None:
@@ -86,11 +88,11 @@ class _Job:
 
     @property
     def large(self) -> bool:
-        return len(self.frames[0]) > MOST - 64
+        return len(self.frames[0]) > self.terms.most
 
     def prepare(self) -> None:
         """Make the next block, of frames that fit into one."""
-        self.number = packable(self.frames, min(MOST - 64, self.terms.share))
+        self.number = packable(self.frames, min(self.terms.most, self.terms.share))
         self.block, self.flags = pack(self.frames[: self.number], mark()), FRAMES
         self.size = len(self.block) + OVERHEAD
 
@@ -111,7 +113,8 @@ class _Job:
 
     def stored(self) -> None:
         self.frames = self.frames[self.number :]
-        self.number = self.attempts = 0
+        self.number = 0
+        self.attempts = 0
         self.terms.written += self.size
 
 
@@ -218,7 +221,10 @@ class Writer:
                 f"memcached at {server.name}: {_ATTEMPTS} times a slot was given up before it was filled ({took:.1f} s)"
             )
             raise Unreachable(text)
+        job.number = 0
         if job.attempts > 1:  # once may be a pause, twice is a slow network
+            # From now on what takes long, the bytes, goes before the slot is allocated.
+            job.terms.most = _BRIEF
             grace = min(_PATIENCE, max(GRACE, took) * 2**job.attempts)
             server.ask([codec.put(job.keys.grace, b"%d" % (grace * 1000), ttl=300)])
 
