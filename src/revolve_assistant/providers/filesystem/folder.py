@@ -61,6 +61,8 @@ class Full(Unreachable, Overloaded):
 
 def failure(error: OSError, path: str, doing: str) -> ProviderError:
     """Our error for what the operating system said about a path."""
+    if isinstance(error.filename, str) and error.filename not in path:
+        path = os.path.join(path, error.filename)
     text = f"{doing} {path} failed: {error.strerror or error}"
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return Full(f"{text}; raise the limit of open files (ulimit -n)")
@@ -95,9 +97,13 @@ class Lease(NamedTuple):
 class Folder:
     """The base directory. Methods may run in several threads; `sweep` in one at a time. Raises `OSError`."""
 
-    def __init__(self, path: str, network: bool | None = None) -> None:
-        """`network`: may other hosts write to it? None: ask the operating system when it is opened."""
+    def __init__(self, path: str, network: bool | None = None, durable: bool = False) -> None:
+        """`network`: may other hosts write to it? None: ask the operating system when it is opened.
+
+        `durable`: a channel that was made is on the disk.
+        """
         self.path = path
+        self._durable = durable
         self.network = bool(network)
         self._asked_network = network
         self.fd = -1
@@ -186,28 +192,31 @@ class Folder:
         finally:
             os.close(fd)
 
-    def lease(self, name: str, within: int | None = None) -> Lease | None:
+    def lease(self, name: str) -> Lease | None:
         """The lease of a channel as it is now, or None: there is no channel, or it has expired.
 
-        Always opens the file, which is what makes a network file system ask its server. `within`: the descriptor of
-        the channel's directory.
+        Always opens the file, which is what makes a network file system ask its server.
         """
-        path, fd = ("lease", within) if within is not None else (f"{name}/lease", self.fd)
         for again in (True, False):
-            try:
-                lease = self._read_lease(os.open(path, READ, dir_fd=fd))
-            except OSError as error:
-                if error.errno not in GONE:
-                    raise
-            else:
-                return lease if lease is not None and lease.ends > self.now() else None
-            if not again or within is not None:
+            with contextlib.suppress(FileNotFoundError), self.channel(name) as within:
+                return self.lease_in(within)
+            if not again:
                 break
             if self.network:  # ask anew whether there is no such name
                 os.close(os.open(".", DIRECTORY, dir_fd=self.fd))
             elif not self._reopened():
                 break
         return None
+
+    def lease_in(self, within: int) -> Lease | None:
+        """The lease of the channel whose directory has this descriptor, or None."""
+        try:
+            lease = self._read_lease(os.open("lease", READ, dir_fd=within))
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            return None
+        return lease if lease is not None and lease.ends > self.now() else None
 
     def _read_lease(self, fd: int) -> Lease | None:
         try:
@@ -229,7 +238,19 @@ class Folder:
         lasts = int(min(seconds, CENTURY) * 1e9)
         for attempt in range(TRIES):
             try:
-                fd = os.open(f"{name}/lease", UPDATE, dir_fd=self.fd)
+                with self.channel(name) as within:
+                    fd = os.open("lease", READ, dir_fd=within)
+                    try:
+                        usual = self._renew(fd, within, lasts, cap)
+                        # It counts only if it is still there, and not being removed meanwhile.
+                        with contextlib.suppress(FileNotFoundError):
+                            there = os.stat(f"{name}/lease", dir_fd=self.fd)
+                            if usual is not None and os.path.samestat(there, os.fstat(fd)):
+                                return cap < usual
+                    finally:
+                        os.close(fd)
+                if usual is None:
+                    self.remove(name, only_dead=True)
             except OSError as error:
                 if error.errno not in GONE:
                     raise
@@ -237,24 +258,20 @@ class Folder:
                     return False
                 if attempt > 2:  # not somebody who was faster, but a directory without a lease
                     self.remove(name, only_dead=True)
-                continue
-            try:
-                lease = self._read_lease(os.dup(fd))
-                if lease is None or lease.ends <= self.now():
-                    self.remove(name, only_dead=True)
-                    continue
-                ends = self.now() + lasts
-                if lease.ends < ends:
-                    os.utime(fd, ns=(ends, ends))
-                with contextlib.suppress(FileNotFoundError), self.channel(name) as within:
-                    if os.path.samestat(os.stat("lease", dir_fd=within), os.fstat(fd)):  # renewed what is there
-                        usual = self.cap(within)
-                        if usual != cap:
-                            self._write_cap(f"{name}/", cap)
-                        return cap < usual
-            finally:
-                os.close(fd)
         raise OSError(errno.EBUSY, "it is made and removed by others at the same time", name)
+
+    def _renew(self, fd: int, within: int, lasts: int, cap: int) -> int | None:
+        """Renew a lease that has not ended; the cap that there was, or None."""
+        lease = self._read_lease(os.dup(fd))
+        now = self.now()
+        if lease is None or lease.ends <= now:
+            return None
+        if lease.ends < now + lasts:
+            os.utime(fd, ns=(now + lasts, now + lasts))
+        usual = self.cap(within)
+        if usual != cap:
+            self._write_cap(within, cap)
+        return usual
 
     def _make(self, name: str, lasts: int, cap: int) -> bool:
         """Make a channel aside and rename it into place; False if there is one by now."""
@@ -266,30 +283,44 @@ class Folder:
                 raise
             os.mkdir(aside, 0o700, dir_fd=self.fd)
         try:
-            self._write_cap(f"{aside}/", cap)
-            fd = os.open(f"{aside}/lease", WRITE | MAKE, 0o600, dir_fd=self.fd)
+            with self.channel(aside) as within:
+                self._write_cap(within, cap)
+                fd = os.open("lease", WRITE | MAKE, 0o600, dir_fd=within)
+                try:
+                    write(fd, pack_lease(os.urandom(INCARNATION)))
+                    ends = self.now() + lasts
+                    os.utime(fd, ns=(ends, ends))
+                    if self._durable:
+                        os.fsync(fd)
+                        os.fsync(within)
+                finally:
+                    os.close(fd)
             try:
-                write(fd, pack_lease(os.urandom(INCARNATION)))
-                ends = self.now() + lasts
-                os.utime(fd, ns=(ends, ends))
-            finally:
-                os.close(fd)
-            os.rename(aside, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
-        except OSError as error:
+                os.rename(aside, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+            except OSError as error:
+                # "No such file": over a network it may have been done, and the answer got lost.
+                if error.errno not in (*_TAKEN, errno.ENOENT):
+                    raise
+                self._delete(aside)
+                return False
+            if self._durable:
+                os.fsync(self.fd)
+        except OSError:
             self._delete(aside)
-            if error.errno not in _TAKEN:
-                raise
-            return False
+            raise
         return True
 
-    def _write_cap(self, where: str, cap: int) -> None:
-        aside = f"{where}cap-{os.urandom(8).hex()}"
-        fd = os.open(aside, WRITE | MAKE, 0o600, dir_fd=self.fd)
+    def _write_cap(self, within: int, cap: int) -> None:
+        aside = f"cap-{os.urandom(8).hex()}"
+        fd = os.open(aside, WRITE | MAKE, 0o600, dir_fd=within)
         try:
             write(fd, b"%d" % cap)
+        except OSError:
+            os.unlink(aside, dir_fd=within)
+            raise
         finally:
             os.close(fd)
-        os.rename(aside, f"{where}cap", src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        os.rename(aside, "cap", src_dir_fd=within, dst_dir_fd=within)
 
     def remove(self, name: str, only_dead: bool = False) -> None:
         """Remove a channel with all that is in it. `only_dead`: unless its lease has been renewed."""
@@ -310,6 +341,9 @@ class Folder:
     def _delete(self, name: str) -> None:
         """Delete a directory that was renamed aside; the sweep does what cannot be done now."""
         with contextlib.suppress(OSError):
+            if not stat.S_ISDIR(os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mode):
+                os.unlink(name, dir_fd=self.fd)
+                return
             for _ in range(3):  # a writer may make one more file
                 with self.channel(name) as fd:
                     for each in sorted(os.listdir(fd), key="lease".__ne__):  # the lease first
@@ -343,4 +377,4 @@ class Folder:
         return ends + GRACE * 1e9 <= self.now()
 
     def _untouched(self, name: str) -> bool:
-        return os.stat(name, dir_fd=self.fd).st_ctime_ns + SETTLED * 1e9 <= self.now()
+        return os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_ctime_ns + SETTLED * 1e9 <= self.now()

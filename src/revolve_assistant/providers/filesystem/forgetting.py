@@ -20,7 +20,7 @@ def forget(folder: Folder, who: str, name: str, upto: bytes) -> None:
     """Drop what the cursor `upto` has passed in the channel of this hash. Raises `OSError`."""
     try:
         with folder.channel(name) as within:
-            lease = folder.lease(name, within)
+            lease = folder.lease_in(within)
             places = None if lease is None else places_of(upto, lease.incarnation)
             if lease is None or not places:
                 return

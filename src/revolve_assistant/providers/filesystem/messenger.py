@@ -82,7 +82,7 @@ class Messenger(contract.Messenger):
         if self._path == os.path.sep:
             raise UsageError("the root of the file system is no place for messages: name a directory of your own")
         self._sync = sync
-        self._folder = Folder(self._path, network)
+        self._folder = Folder(self._path, network, durable=sync != "none")
         self._token = ""
         self._opened = False
         self._bell: Bell | None = None
@@ -123,13 +123,13 @@ class Messenger(contract.Messenger):
             bell = self._bell
             assert bell is not None
             bell.ring()
-        if self._syncer is not None:
-            self._syncer.stop()
         with self._writing:
-            if self._writers is not None:
-                self._writers.close()
-                self._writers = None
-            self._syncer = None
+            writers, self._writers = self._writers, None
+            syncer, self._syncer = self._syncer, None
+            if writers is not None:
+                writers.close()
+        if syncer is not None:
+            syncer.stop()
         with self._reading:
             if self._reader is not None:
                 self._reader.close()

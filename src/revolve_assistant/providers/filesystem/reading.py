@@ -29,6 +29,7 @@ from .watch import Inotify
 
 CHUNK = 64 << 10  # bytes read at once
 WINDOW = 1 << 20  # bytes looked through at once for the next good record
+BUDGET = 8 << 20  # bytes read ahead of a channel, and at least one record of each writer
 OPEN_FILES = 128
 LOOK_EVERY = 0.25  # seconds between looks at everything, whatever inotify says
 DOUBT = 5.0  # seconds that damage must last on a network file system
@@ -103,6 +104,8 @@ class Reader:
         self._inotify: Inotify | None = None if folder.network else Inotify.open()
         self._watched: dict[int, _Channel] = {}
         self._looked = 0.0
+        self._every = LOOK_EVERY
+        self._all = False  # are we looking at everything?
 
     def close(self) -> None:
         while self._files:
@@ -127,6 +130,7 @@ class Reader:
         """What there is now. Does not wait."""
         wanted = [self._channel(name, cursor) for name, cursor in cursors.items()]
         self._hear(wanted)
+        began = time.monotonic()
         if len(self._channels) > 2 * len(wanted) + 256:
             for name in self._channels.keys() - cursors.keys():
                 self._discard(name)
@@ -144,6 +148,9 @@ class Reader:
                 self._discard(name)
             else:
                 ready += [(name, channel, tail) for tail in channel.tails.values() if tail.pending]
+        if self._all:  # with very many channels it is to cost a twentieth of the time at most
+            self._all = False
+            self._every = max(LOOK_EVERY, 20 * (time.monotonic() - began))
         return Batch(_messages(ready, limit) if limit > 0 else [], frozenset(lost))
 
     # ---- what to look at
@@ -153,14 +160,17 @@ class Reader:
         if channel is None:
             channel = self._channels[name] = _Channel(hash_of(name))
             channel.cursor = cursor
-            if self._inotify is not None:  # before the first look, so that nothing comes between
-                channel.watch = self._inotify.add(os.path.join(self._folder.path, channel.name))
-                if channel.watch is not None:
-                    self._watched[channel.watch] = channel
+            self._watch(channel)  # before the first look, so that nothing comes between
         elif channel.cursor != cursor:
             self._forget_files(channel)
             channel.start(cursor)
         return channel
+
+    def _watch(self, channel: _Channel) -> None:
+        if self._inotify is not None:
+            channel.watch = self._inotify.add(os.path.join(self._folder.path, channel.name))
+            if channel.watch is not None:
+                self._watched[channel.watch] = channel
 
     def _discard(self, name: str) -> None:
         channel = self._channels.pop(name)
@@ -173,8 +183,9 @@ class Reader:
     def _hear(self, wanted: list[_Channel]) -> None:
         """Mark what has to be looked at."""
         now = time.monotonic()
-        if self._inotify is None or now - self._looked >= LOOK_EVERY:
+        if self._inotify is None or now - self._looked >= self._every:
             self._looked = now
+            self._all = True
             for channel in wanted:
                 channel.due = True
         elif self.polled:
@@ -188,8 +199,11 @@ class Reader:
                 for channel in self._channels.values():
                     channel.due = True
             elif (found := self._watched.get(watch)) is not None:
-                if name is None:
+                if not name:
                     found.due = True
+                    if name == "":  # one of that name may have been made meanwhile
+                        del self._watched[watch]
+                        self._watch(found)
                 else:
                     with contextlib.suppress(ValueError):
                         found.touched.add(bytes.fromhex(name.partition(".")[0]))
@@ -209,8 +223,9 @@ class Reader:
             tails = list(channel.tails.values())
         else:
             tails = [channel.tails[identity] for identity in touched if identity in channel.tails]
+        budget = max(CHUNK, BUDGET // max(1, len(tails)))
         for tail in tails:
-            if self._fill(channel, tail, limit):
+            if self._fill(channel, tail, limit, budget):
                 channel.touched.add(tail.identity)
 
     def _alive(self, channel: _Channel) -> bool:
@@ -279,19 +294,15 @@ class Reader:
 
     # ---- one writer
 
-    def _fill(self, channel: _Channel, tail: _Tail, limit: int) -> bool:
-        """Read what there is for up to `limit` messages. True: there may be more at once."""
+    def _fill(self, channel: _Channel, tail: _Tail, limit: int, budget: int) -> bool:
+        """Read what there is for up to `limit` messages and about `budget` bytes. True: there may be more at once."""
         chunk = CHUNK
-        while (left := limit - len(tail.pending)) > 0:
+        while (left := limit - len(tail.pending)) > 0 and budget > 0:
             fd = self._file(channel, tail)
             if fd is None:
                 if self._advance(channel, tail):
                     continue
-                if tail.identity not in channel.files and not tail.pending:
-                    del channel.tails[tail.identity]
-                    channel.parts.pop(tail.identity, None)
-                else:
-                    channel.settled = False  # it was there when we listed them
+                self._end(channel, tail)
                 return False
             data = os.pread(fd, chunk, tail.offset)
             found = scan(data, tail.offset, tail.source, tail.number, left)
@@ -300,15 +311,17 @@ class Reader:
                 tail.offset += found.at
                 tail.number = found.number
                 tail.doubted = 0.0
+                budget -= found.at
             if found.state == "full":
                 return True
             if found.state == "end":
                 if len(data) == chunk:
                     return True
                 if not data and not self._advance(channel, tail):
-                    if tail.identity in channel.files:
-                        return False
-                    self._close(channel, tail)  # it was removed, and is read to its end: see above
+                    if tail.identity not in channel.files:  # removed, and read to its end
+                        self._close(channel, tail)
+                        self._end(channel, tail)
+                    return False
                 continue
             if found.state == "torn" and len(data) == chunk and os.fstat(fd).st_size >= tail.offset + found.need:
                 chunk = max(CHUNK, found.need)
@@ -316,6 +329,14 @@ class Reader:
             if not self._pass(channel, tail, fd, data[found.at :], found.state, found.need):
                 return False
         return True
+
+    def _end(self, channel: _Channel, tail: _Tail) -> None:
+        """The file is not there: nothing more will come from this writer, or we have to list the files again."""
+        if tail.identity in channel.files:
+            channel.settled = False
+        elif not tail.pending:
+            del channel.tails[tail.identity]
+            channel.parts.pop(tail.identity, None)
 
     def _pass(self, channel: _Channel, tail: _Tail, fd: int, data: bytes, state: str, need: int) -> bool:
         """At something that is not whole: go past it if it is damage, and not merely unfinished."""

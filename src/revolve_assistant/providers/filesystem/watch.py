@@ -97,7 +97,10 @@ class Inotify:
         self._library.inotify_rm_watch(self.fd, watch)
 
     def events(self) -> Iterator[tuple[int, str | None]]:
-        """What has changed: `(watch, name of the file that was written to)`; None: anything. Watch -1: any."""
+        """What has changed: `(watch, name of the file that was written to)`; None: anything. Watch -1: any.
+
+        The name "" says that the watch has ended, since its directory is gone.
+        """
         while True:
             try:
                 data = os.read(self.fd, 1 << 16)
@@ -111,8 +114,10 @@ class Inotify:
                 at += length
                 if mask & _OVERFLOW:
                     yield -1, None
+                elif mask & _IGNORED:
+                    yield watch, ""
                 else:
-                    yield watch, (os.fsdecode(name) if mask == _MODIFY else None)
+                    yield watch, os.fsdecode(name) if mask == _MODIFY else None
             if len(data) < 1 << 15:
                 return
 

@@ -287,17 +287,17 @@ class Writers:
             os.close(fd)  # somebody else was at it
             log.begin(log.identity, log.segment + 1)
         with folder.channel(log.name) as within:
-            lease = folder.lease(log.name, within)
+            lease = folder.lease_in(within)
             if lease is None or lease.incarnation != log.incarnation:
                 return None
             names = os.listdir(within)
             cap, writers = folder.cap(within), len(numbered(names))
             log.limit = max(LEAST_SEGMENT, min(SEGMENT, cap // (8 * max(1, writers))))
-            if log.segment or len(names) % 16 == 0:
-                trim(within, cap - log.limit)
             fd = os.open(log.source.name, UPDATE | MAKE, 0o600, dir_fd=within)
             log.made = True
             try:
+                if log.segment or len(names) % 16 == 0:
+                    trim(within, max(cap // 2, cap - log.limit))
                 if self.sync != "none":
                     os.fsync(within)
             except OSError:
@@ -342,13 +342,13 @@ class Syncer(threading.Thread):
     def __init__(self, writers: Writers, lock: contextlib.AbstractContextManager[object], every: float) -> None:
         super().__init__(name="filesystem sync", daemon=True)
         self._writers, self._lock, self._every = writers, lock, every
-        self._stop = threading.Event()
+        self._ended = threading.Event()
         self.error: OSError | None = None
 
     def run(self) -> None:
-        while not self._stop.wait(self._every):
+        while not self._ended.wait(self._every):
             with self._lock:
-                if self._stop.is_set():
+                if self._ended.is_set():
                     return
                 try:
                     self._writers.flush()
@@ -357,5 +357,5 @@ class Syncer(threading.Thread):
 
     def stop(self) -> None:
         """Not under the lock. Blocks while it is in the middle of it."""
-        self._stop.set()
+        self._ended.set()
         self.join()
