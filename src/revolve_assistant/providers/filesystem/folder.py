@@ -50,7 +50,8 @@ WRITE = os.O_WRONLY | _SAFE
 UPDATE = os.O_RDWR | _SAFE
 MAKE = os.O_CREAT | os.O_EXCL
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}
 GONE = {errno.ENOENT, errno.ESTALE}
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST}
 
@@ -64,7 +65,7 @@ def failure(error: OSError, path: str, doing: str) -> ProviderError:
     if isinstance(error.filename, str) and error.filename not in path:
         path = os.path.join(path, error.filename)
     text = f"{doing} {path} failed: {error.strerror or error}"
-    if error.errno in (errno.EMFILE, errno.ENFILE):
+    if error.errno in NO_DESCRIPTORS:
         return Full(f"{text}; raise the limit of open files (ulimit -n)")
     if error.errno in _FULL:
         return Full(f"{text}; make room there, and it goes on")
@@ -347,7 +348,8 @@ class Folder:
             for _ in range(3):  # a writer may make one more file
                 with self.channel(name) as fd:
                     for each in sorted(os.listdir(fd), key="lease".__ne__):  # the lease first
-                        os.unlink(each, dir_fd=fd)
+                        with contextlib.suppress(FileNotFoundError):
+                            os.unlink(each, dir_fd=fd)
                 with contextlib.suppress(OSError):
                     os.rmdir(name, dir_fd=self.fd)
                     return

@@ -10,6 +10,7 @@ being told of changes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -230,7 +231,7 @@ class Messenger(contract.Messenger):
             name = hash_of(channel)
             try:
                 if self._folder.keep(name, seconds, cap):
-                    with self._folder.channel(name) as within:
+                    with contextlib.suppress(FileNotFoundError), self._folder.channel(name) as within:
                         trim(within, cap)
             except OSError as error:
                 raise failure(error, os.path.join(self._path, name), "keeping") from error

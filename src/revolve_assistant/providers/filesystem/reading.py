@@ -14,7 +14,6 @@ network file system the pages of a write may arrive in any order, so there damag
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import time
 from collections import OrderedDict
@@ -22,7 +21,7 @@ from collections.abc import Mapping
 from operator import itemgetter
 
 from ...messenger import Batch, Message
-from .folder import GONE, READ, Folder, hash_of
+from .folder import GONE, NO_DESCRIPTORS, READ, Folder, hash_of
 from .forgetting import read_floor
 from .record import Entry, Place, Source, later, next_header, numbered, parts_of, places_of, scan
 from .watch import Inotify
@@ -138,11 +137,11 @@ class Reader:
         ready: list[tuple[str, _Channel, _Tail]] = []
         for name, channel in zip(cursors, wanted, strict=True):
             if channel.due or channel.touched:
-                self._look(channel, limit)
+                self._look_with_room(channel, limit)
             if channel.lost and not channel.cursor:  # it may have been made anew, and this reader is at the start
                 self._discard(name)
                 channel = self._channel(name, b"")
-                self._look(channel, limit)
+                self._look_with_room(channel, limit)
             if channel.lost:
                 lost.add(name)
                 self._discard(name)
@@ -209,6 +208,17 @@ class Reader:
                         found.touched.add(bytes.fromhex(name.partition(".")[0]))
 
     # ---- looking
+
+    def _look_with_room(self, channel: _Channel, limit: int) -> None:
+        try:
+            self._look(channel, limit)
+        except OSError as error:
+            channel.due = True
+            if error.errno not in NO_DESCRIPTORS or not self._files:
+                raise
+            while self._files:  # do with fewer
+                os.close(self._files.popitem()[1])
+            self._look(channel, limit)
 
     def _look(self, channel: _Channel, limit: int) -> None:
         touched, channel.touched = channel.touched, set()
@@ -394,18 +404,13 @@ class Reader:
             return fd
         while len(self._files) >= OPEN_FILES:
             os.close(self._files.popitem(last=False)[1])
-        for again in (True, False):
-            try:
-                fd = self._files[path] = os.open(path, READ, dir_fd=self._folder.fd)
-                return fd
-            except OSError as error:
-                if error.errno in GONE:
-                    return None
-                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._files or not again:
-                    raise
-                while self._files:  # do with fewer
-                    os.close(self._files.popitem()[1])
-        return None
+        try:
+            fd = self._files[path] = os.open(path, READ, dir_fd=self._folder.fd)
+        except OSError as error:
+            if error.errno in GONE:
+                return None
+            raise
+        return fd
 
     def _close(self, channel: _Channel, tail: _Tail) -> None:
         fd = self._files.pop(f"{channel.name}/{tail.source.name}", None)

@@ -21,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Literal
 
-from .folder import GONE, MAKE, UPDATE, Folder, hash_of
+from .folder import GONE, MAKE, NO_DESCRIPTORS, UPDATE, Folder, hash_of
 from .record import HEADER, IDENTITY, MAX_SEGMENT, Source, numbered, pack
 
 SEGMENT = 16 << 20  # bytes of a file at which the next one begins
@@ -89,10 +89,17 @@ class Writers:
         """Append frames to a channel as one write. If nobody keeps it they are dropped."""
         name = hash_of(channel)
         for _ in range(5):
-            log = self._log(name)
-            if log is None or self._append(log, frames):
-                return
-            self._drop(name)
+            try:
+                log = self._log(name)
+                if log is None or self._append(log, frames):
+                    return
+            except OSError as error:
+                if error.errno not in NO_DESCRIPTORS or not self._files:
+                    raise
+                for each in list(self._files):  # do with fewer
+                    self._put_away(each)
+            else:
+                self._drop(name)
         raise OSError(errno.EBUSY, "it is made and removed by others at the same time", name)
 
     def close(self) -> None:
@@ -255,28 +262,23 @@ class Writers:
             self._files.move_to_end(log.name)
             return fd
         while len(self._files) >= OPEN_FILES:
-            oldest = next(iter(self._files))
-            kept = self._logs.get(oldest)
-            if kept is not None and kept.dirty:
-                self._flush(kept)
-            self._close(oldest)
-        for _ in range(2):
-            try:
-                fd = self._opened(log)
-                break
-            except OSError as error:
-                if error.errno in GONE:
-                    return None
-                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._files:
-                    raise
-                for name in list(self._files):  # do with fewer
-                    kept = self._logs.get(name)
-                    if kept is not None and kept.dirty:
-                        self._flush(kept)
-                    self._close(name)
+            self._put_away(next(iter(self._files)))
+        try:
+            fd = self._opened(log)
+        except OSError as error:
+            if error.errno in GONE:
+                return None
+            raise
         if fd is not None:
             self._files[log.name] = fd
         return fd
+
+    def _put_away(self, name: str) -> None:
+        """Close the file of a log that we go on with later."""
+        log = self._logs.get(name)
+        if log is not None and log.dirty:
+            self._flush(log)
+        self._close(name)
 
     def _opened(self, log: _Log) -> int | None:
         folder = self._folder
