@@ -658,6 +658,43 @@ def test_the_directory_is_removed_under_our_hands(make: Make, base: Path) -> Non
     assert frames(make()) == [b"y"]
 
 
+@pytest.fixture
+def whole_seconds(tmp_path: Path, need: Callable[[str], str]) -> Iterator[Path]:
+    """A file system whose times are of whole seconds."""
+    make_it, image, place = need("mkfs.ext2"), tmp_path / "image", tmp_path / "disk"
+    if not ROOT:
+        pytest.skip("only root can mount a file system")
+    place.mkdir()
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    subprocess.run([make_it, "-q", "-I", "128", image], check=True, capture_output=True)
+    if subprocess.run(["mount", "-o", "loop", image, place], check=False).returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        place.chmod(0o700)
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_where_times_are_of_whole_seconds(whole_seconds: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = make(whole_seconds)
+    assert reader._folder.now() % 1_000_000_000
+    reader.keep(["a"], seconds=600, cap=1 << 20)
+    monkeypatch.setattr(reading.Inotify, "open", lambda: None)
+    cursor = b""
+    for n in range(20):  # each writer makes a file, many within one second
+        make(whole_seconds).write([("a", b"%d" % n)])
+        (message,) = reader.read({"a": cursor}, limit=9, wait=5).messages
+        assert message.frame == b"%d" % n
+        cursor = message.cursor
+    began = time.monotonic()
+    reader.keep(["b"], seconds=0.5, cap=1)
+    while not reader.read({"b": b""}, limit=1, wait=0.1).lost:
+        assert time.monotonic() - began < 10
+    assert time.monotonic() - began >= 0.5
+
+
 # ---- network file systems
 
 

@@ -39,6 +39,7 @@ SETTLED = 60.0  # seconds after which what was left half made or half removed is
 GRACE = 5.0  # seconds that an expired channel stays for those whose look at the clock is old
 CLOCK_EVERY = 30.0  # seconds
 CENTURY = 100 * 365 * 86400.0  # the longest lease in seconds
+COARSE = 2_000_000_000  # ns, the coarsest time of a file that there is
 TRIES = 20
 
 _CHANNEL = re.compile(r"[0-9a-f]{32}\Z")
@@ -80,6 +81,13 @@ def write(fd: int, data: bytes, offset: int = 0) -> None:
         if not count:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         left, offset = left[count:], offset + count
+
+
+def _set_end(fd: int, ends: int) -> None:
+    """Say in its modification time when a lease ends, and never too early: some file systems only know seconds."""
+    os.utime(fd, ns=(ends, ends))
+    if os.fstat(fd).st_mtime_ns < ends:
+        os.utime(fd, ns=(ends + COARSE, ends + COARSE))
 
 
 @lru_cache(maxsize=16384)
@@ -268,7 +276,7 @@ class Folder:
         if lease is None or lease.ends <= now:
             return None
         if lease.ends < now + lasts:
-            os.utime(fd, ns=(now + lasts, now + lasts))
+            _set_end(fd, now + lasts)
         usual = self.cap(within)
         if usual != cap:
             self._write_cap(within, cap)
@@ -289,8 +297,7 @@ class Folder:
                 fd = os.open("lease", WRITE | MAKE, 0o600, dir_fd=within)
                 try:
                     write(fd, pack_lease(os.urandom(INCARNATION)))
-                    ends = self.now() + lasts
-                    os.utime(fd, ns=(ends, ends))
+                    _set_end(fd, self.now() + lasts)
                     if self._durable:
                         os.fsync(fd)
                         os.fsync(within)

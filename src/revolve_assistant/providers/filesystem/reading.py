@@ -33,7 +33,7 @@ OPEN_FILES = 128
 LOOK_EVERY = 0.25  # seconds between looks at everything, whatever inotify says
 DOUBT = 5.0  # seconds that damage must last on a network file system
 SETTLED = 20_000_000  # ns after which one more change of a directory changes its time
-SETTLED_NETWORK = 2_500_000_000
+SETTLED_COARSE = 2_500_000_000  # where times are of whole seconds, or another host's
 
 
 class _Tail:
@@ -286,7 +286,7 @@ class Reader:
                 changed = os.fstat(within).st_mtime_ns
                 if channel.settled and changed == channel.listed:
                     return
-                margin = SETTLED_NETWORK if folder.network else SETTLED
+                margin = SETTLED_COARSE if folder.network or not changed % 1_000_000_000 else SETTLED
                 channel.settled = folder.now() - changed > margin
                 channel.listed = changed
                 channel.files = numbered(os.listdir(within))
@@ -327,8 +327,11 @@ class Reader:
             if found.state == "end":
                 if len(data) == chunk:
                     return True
+                segments = channel.files.get(tail.identity)
+                if segments and segments[-1] == tail.source.segment:
+                    return False  # the usual end: the rest is still to be written
                 if not data and not self._advance(channel, tail):
-                    if tail.identity not in channel.files:  # removed, and read to its end
+                    if not segments:  # removed, and read to its end
                         self._close(channel, tail)
                         self._end(channel, tail)
                     return False

@@ -30,6 +30,7 @@ class Bell:
     def __init__(self) -> None:
         self._lock = threading.RLock()  # a signal handler may ring while its thread does
         self.rung = False
+        self._poll: tuple[int, select.poll] | None = None  # with what else it waits for
         self._out = self._in = -1
         if hasattr(os, "eventfd"):
             self._out = self._in = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -53,11 +54,11 @@ class Bell:
 
     def wait(self, seconds: float, also: int) -> None:
         """Until it rings, the descriptor `also` (-1: none) has something to read, or the time is over."""
-        poll = select.poll()
-        poll.register(self._out, select.POLLIN)
-        if also >= 0:
-            poll.register(also, select.POLLIN)
-        for fd, _ in poll.poll(min(seconds, 86400.0) * 1000):
+        if self._poll is None or self._poll[0] != also:
+            self._poll = also, select.poll()
+            for fd in {self._out, also} - {-1}:
+                self._poll[1].register(fd, select.POLLIN)
+        for fd, _ in self._poll[1].poll(min(seconds, 86400.0) * 1000):
             if fd == self._out:
                 self.rung = True
 
