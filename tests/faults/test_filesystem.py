@@ -531,6 +531,61 @@ def test_everybody_makes_renews_and_removes_one_channel_at_once(
     assert {path.name for path in base.iterdir()} == {"clock", folder.hash_of("a")}
 
 
+# ---- Ctrl-C at the worst moment
+
+
+def test_an_interrupted_read_loses_and_doubles_nothing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other, reader = make(), make(), make()
+    reader.keep(["a"], seconds=600, cap=1 << 20)
+    sent = [b"%d" % n for n in range(60)]
+    for n, frame in enumerate(sent):
+        (one, other)[n % 3 == 0].write([("a", frame)])
+    found: list[bytes] = []
+    cursor, left = b"", 0
+
+    def message(*args: object) -> object:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return usual(*args)
+
+    usual = reading.Message
+    monkeypatch.setattr(reading, "Message", message)
+    for attempt in range(10_000):
+        left = attempt % 11
+        try:
+            batch = reader.read({"a": cursor}, limit=1 + attempt % 7, wait=0)
+        except KeyboardInterrupt:
+            continue
+        if not batch.messages:
+            break
+        found += [each.frame for each in batch.messages]
+        cursor = batch.messages[-1].cursor
+    assert found == sent
+
+
+def test_after_an_interrupted_write_nothing_is_written_over(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, reader = make(), make()
+    reader.keep(["a"], seconds=600, cap=1 << 20)
+    writer.write([("a", b"0")])
+    usual = os.pwrite
+
+    def pwrite(*args: object) -> int:
+        usual(*args)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", pwrite)
+        with pytest.raises(KeyboardInterrupt):
+            writer.write([("a", b"1")])
+    batch = reader.read({"a": b""}, limit=9, wait=0)
+    assert [message.frame for message in batch.messages] == [b"0", b"1"]
+    writer.write([("a", b"a longer one")])
+    writer.write([("a", b"2")])
+    assert frames(reader, cursor=batch.messages[-1].cursor) == [b"a longer one", b"2"]
+
+
 # ---- rights and traps
 
 
@@ -679,7 +734,7 @@ def whole_seconds(tmp_path: Path, need: Callable[[str], str]) -> Iterator[Path]:
 
 def test_where_times_are_of_whole_seconds(whole_seconds: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = make(whole_seconds)
-    assert reader._folder.now() % 1_000_000_000
+    monkeypatch.setattr(reader._folder, "now", time.time_ns)
     reader.keep(["a"], seconds=600, cap=1 << 20)
     monkeypatch.setattr(reading.Inotify, "open", lambda: None)
     cursor = b""

@@ -106,9 +106,13 @@ class Messenger(contract.Messenger):
             if self._opened:
                 return
             self._folder.open()
+            try:
+                self._bell = Bell()
+            except OSError as error:
+                self._folder.close()
+                raise failure(error, self._path, "opening") from error
             self._opened = True
             self._token = os.urandom(8).hex()
-            self._bell = Bell()
             if self._folder.network:
                 self.traits = _POLLED  # type: ignore[misc]
             _every.add(self)
@@ -207,6 +211,9 @@ class Messenger(contract.Messenger):
                     batch = reader.collect(cursors, limit)
                 except OSError as error:
                     raise failure(error, self._path, "reading") from error
+                except BaseException:  # Ctrl-C, half-way: the caller's cursors know better than we do
+                    reader.restart()
+                    raise
                 now = time.monotonic()
                 if batch.messages:
                     self._came = now

@@ -115,6 +115,11 @@ class Reader:
         if inotify is not None:
             inotify.close()
 
+    def restart(self) -> None:
+        """Know nothing of what was read: the next cursors say it."""
+        for name in list(self._channels):
+            self._discard(name)
+
     @property
     def notified(self) -> int:
         """The descriptor that says that there may be something, or -1."""

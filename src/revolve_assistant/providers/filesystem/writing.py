@@ -52,6 +52,7 @@ class _Log:
         "size",
         "source",
         "time",
+        "uncertain",
         "wrote",
     )
 
@@ -69,6 +70,7 @@ class _Log:
         self.source = Source.of(self.incarnation, identity, segment)
         self.size = 0
         self.made = False
+        self.uncertain = False  # a write began, and we do not know how it ended
 
     @property
     def path(self) -> str:
@@ -169,6 +171,10 @@ class Writers:
         """False if the channel is not there any more."""
         if self._file(log) is None:  # which says what the limit is
             return False
+        if log.uncertain:  # Ctrl-C: readers may have what we do not know of, so nothing may be written over it
+            log.number = 0
+            self._close(log.name)
+            log.begin(os.urandom(IDENTITY), 0)
         moment = log.time = max(time.time_ns(), log.time)
         parts: list[bytes] = []
         size, number, seed = log.size, log.number, log.source.seed
@@ -193,6 +199,7 @@ class Writers:
             return False
         data = b"".join(parts)
         written, size = 0, len(data)
+        log.uncertain = True
         try:
             written = os.pwrite(fd, data, log.size)
             while written < size:
@@ -202,6 +209,7 @@ class Writers:
                 written += more
             log.size += size
             log.number += len(parts) // 2
+            log.uncertain = False
             log.wrote = time.monotonic()
             if self.sync != "none":
                 log.dirty = True
@@ -223,6 +231,7 @@ class Writers:
                 break
             log.size += len(header) + len(frame)
             log.number += 1
+        log.uncertain = False
         with contextlib.suppress(OSError):  # else the next write goes over it
             os.ftruncate(fd, log.size)
 
