@@ -534,12 +534,13 @@ def test_everybody_makes_renews_and_removes_one_channel_at_once(
 # ---- Ctrl-C at the worst moment
 
 
-def test_an_interrupted_read_loses_and_doubles_nothing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, other, reader = make(), make(), make()
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_interrupted_read_loses_and_doubles_nothing(make: Make, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    writers, reader = [make() for _ in range(count)], make()
     reader.keep(["a"], seconds=600, cap=1 << 20)
     sent = [b"%d" % n for n in range(60)]
     for n, frame in enumerate(sent):
-        (one, other)[n % 3 == 0].write([("a", frame)])
+        writers[n % 3 % count].write([("a", frame)])
     found: list[bytes] = []
     cursor, left = b"", 0
 

@@ -32,8 +32,8 @@ BUDGET = 8 << 20  # bytes read ahead of a channel, and at least one record of ea
 OPEN_FILES = 128
 LOOK_EVERY = 0.25  # seconds between looks at everything, whatever inotify says
 DOUBT = 5.0  # seconds that damage must last on a network file system
-SETTLED = 20_000_000  # ns after which one more change of a directory changes its time
-SETTLED_COARSE = 2_500_000_000  # where times are of whole seconds, or another host's
+SETTLED = 0.02  # seconds after which one more change of a directory changes its time
+SETTLED_COARSE = 2.5  # where times are of whole seconds, or another host's
 
 
 class _Tail:
@@ -68,6 +68,7 @@ class _Channel:
         "parts",
         "places",
         "settled",
+        "since",
         "tails",
         "touched",
         "watch",
@@ -83,7 +84,8 @@ class _Channel:
         self.cursor = cursor
         self.key: object = None  # of the lease that was read
         self.listed = 0  # time of the directory when it was listed
-        self.settled = False  # a change since then would show in that time
+        self.since = 0.0  # when that time was first seen
+        self.settled = False  # a change since the listing would show in that time
         self.files: dict[bytes, list[int]] = {}
         self.tails: dict[bytes, _Tail] = {}
         self.parts: dict[bytes, bytes] = {}  # of the cursor, by writer
@@ -245,16 +247,12 @@ class Reader:
 
     def _alive(self, channel: _Channel) -> bool:
         folder = self._folder
-        if channel.key is not None and not folder.network:
-            with contextlib.suppress(FileNotFoundError):
-                found = os.stat(f"{channel.name}/lease", dir_fd=folder.fd)
-                if (found.st_ino, found.st_ctime_ns, found.st_mtime_ns) == channel.key:
-                    return found.st_mtime_ns > folder.now()
-        try:
+        key = None
+        with contextlib.suppress(FileNotFoundError):
             found = os.stat(f"{channel.name}/lease", dir_fd=folder.fd)
             key = (found.st_ino, found.st_ctime_ns, found.st_mtime_ns)
-        except FileNotFoundError:
-            key = None
+            if key == channel.key and not folder.network:
+                return found.st_mtime_ns > folder.now()
         lease = folder.lease(channel.name)
         if lease is None:
             return False
@@ -291,9 +289,11 @@ class Reader:
                 changed = os.fstat(within).st_mtime_ns
                 if channel.settled and changed == channel.listed:
                     return
-                margin = SETTLED_COARSE if folder.network or not changed % 1_000_000_000 else SETTLED
-                channel.settled = folder.now() - changed > margin
-                channel.listed = changed
+                now = time.monotonic()
+                if changed != channel.listed:
+                    channel.listed, channel.since = changed, now
+                coarse = folder.network or not changed % 1_000_000_000
+                channel.settled = now - channel.since > (SETTLED_COARSE if coarse else SETTLED)
                 channel.files = numbered(os.listdir(within))
         except FileNotFoundError:  # it goes at this moment
             channel.due = True

@@ -8,8 +8,8 @@
 All numbers are little-endian. The header has a CRC of its own, so that its length can be trusted: what ends beyond the
 end of the file is a record that is still being written, or never will be, and what fails its check is damage. That CRC
 starts from a seed that belongs to the file: a frame that holds a copy of some log cannot pass for a record when a
-reader looks for the next good one. `number` counts the records of a writer over all its files, `time` is the writer's
-clock in nanoseconds since 1970, made to never go back.
+reader looks for the next good one. `number` grows from record to record of a writer, over all its files; `time` is the
+writer's clock in nanoseconds since 1970, made to never go back.
 
 A cursor is the incarnation of the channel (8 bytes) and, for each writer of which something was read, its identity (6),
 segment (2) and offset (4).

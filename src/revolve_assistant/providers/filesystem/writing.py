@@ -37,7 +37,7 @@ _flush = getattr(os, "fdatasync", os.fsync)
 
 
 class _Log:
-    """Our file in one channel. `size` and `number` count whole records only."""
+    """Our file in one channel. `size` is that of its whole records, `number` that of the last one tried."""
 
     __slots__ = (
         "checked",
@@ -169,12 +169,10 @@ class Writers:
 
     def _append(self, log: _Log, frames: Sequence[bytes]) -> bool:
         """False if the channel is not there any more."""
+        if log.uncertain:  # Ctrl-C: readers may have what we do not know of, so nothing may be written over it
+            self._next_segment(log)
         if self._file(log) is None:  # which says what the limit is
             return False
-        if log.uncertain:  # Ctrl-C: readers may have what we do not know of, so nothing may be written over it
-            log.number = 0
-            self._close(log.name)
-            log.begin(os.urandom(IDENTITY), 0)
         moment = log.time = max(time.time_ns(), log.time)
         parts: list[bytes] = []
         size, number, seed = log.size, log.number, log.source.seed
@@ -200,6 +198,7 @@ class Writers:
         data = b"".join(parts)
         written, size = 0, len(data)
         log.uncertain = True
+        log.number += len(parts) // 2
         try:
             written = os.pwrite(fd, data, log.size)
             while written < size:
@@ -208,7 +207,6 @@ class Writers:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 written += more
             log.size += size
-            log.number += len(parts) // 2
             log.uncertain = False
             log.wrote = time.monotonic()
             if self.sync != "none":
@@ -230,7 +228,6 @@ class Writers:
             if written < 0:
                 break
             log.size += len(header) + len(frame)
-            log.number += 1
         log.uncertain = False
         with contextlib.suppress(OSError):  # else the next write goes over it
             os.ftruncate(fd, log.size)
