@@ -26,7 +26,12 @@ SOURCE = ROOT / "src" / "revolve_assistant"
 SECONDS = 20.0  # a page may take
 NOT_RUN = "<!-- not run -->"
 ENGINES = ("process", "thread", "inline", "executor")
-PAGES = [ROOT / "README.md", DOCS / "tutorial.md", *sorted((DOCS / "howto").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    DOCS / "tutorial.md",
+    *sorted((DOCS / "howto").glob("*.md")),
+    *sorted((DOCS / "providers").glob("*.md")),
+]
 
 
 def read(name: str) -> str:

@@ -1,0 +1,908 @@
+"""Messages in a directory while everything around them breaks: writers, disks, bits, rights."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from revolve_assistant.errors import Overloaded, ProtocolError, ProviderError, Unreachable, UsageError
+from revolve_assistant.providers.filesystem import Messenger, folder, network, reading, record
+
+ROOT = os.geteuid() == 0
+Make = Callable[..., Messenger]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return tmp_path / "messages"
+
+
+@pytest.fixture
+def make(base: Path) -> Iterator[Make]:
+    made = []
+
+    def make(path: Path = base, **options: object) -> Messenger:
+        messenger = Messenger(path, **options)  # type: ignore[arg-type]
+        messenger.open()
+        made.append(messenger)
+        return messenger
+
+    yield make
+    for messenger in made:
+        messenger.close()
+
+
+def frames(messenger: Messenger, channel: str = "a", cursor: bytes = b"") -> list[bytes]:
+    """All that is there now."""
+    found = []
+    while True:
+        batch = messenger.read({channel: cursor}, limit=1000, wait=0)
+        assert not batch.lost
+        if not batch.messages:
+            return found
+        found += [message.frame for message in batch.messages]
+        cursor = batch.messages[-1].cursor
+
+
+def log_of(base: Path, channel: str = "a") -> Path:
+    (log,) = (path for path in (base / folder.hash_of(channel)).iterdir() if "." in path.name)
+    return log
+
+
+def written(base: Path, sent: Sequence[bytes], channel: str = "a") -> tuple[Path, bytes, list[int]]:
+    """A log with these messages by a writer that is gone: its file, its bytes, and where each record begins."""
+    with contextlib.closing(Messenger(base)) as writer:
+        writer.open()
+        writer.keep([channel], seconds=600, cap=1 << 30)
+        for frame in sent:
+            writer.write([(channel, frame)])
+    log = log_of(base, channel)
+    starts = [0]
+    for frame in sent:
+        starts.append(starts[-1] + record.HEADER + len(frame))
+    assert starts[-1] == log.stat().st_size
+    return log, log.read_bytes(), starts
+
+
+# ---- torn and damaged records
+
+
+def test_a_record_torn_at_every_byte_is_not_yet_there(make: Make, base: Path) -> None:
+    sent = [b"one", b"two", b"three is longer"]
+    log, data, starts = written(base, sent)
+    reader = make()
+    for size in range(starts[2], len(data) + 1):
+        log.chmod(0o600)
+        log.write_bytes(data[:size])
+        whole = sent[: 3 if size == len(data) else 2]
+        assert frames(reader) == whole, size
+        # and for a reader that is there when the rest comes
+        batch = reader.read({"a": b""}, limit=9, wait=0)
+        log.write_bytes(data)
+        assert frames(reader, cursor=batch.messages[-1].cursor) == sent[len(whole) :], size
+
+
+def test_the_rest_of_a_torn_record_wakes_the_reader(make: Make, base: Path) -> None:
+    log, data, _ = written(base, [b"whole", b"x" * 200_000])
+    log.chmod(0o600)
+    log.write_bytes(data[:1000])
+    reader = make()
+    (message,) = reader.read({"a": b""}, limit=9, wait=0).messages
+
+    def write() -> None:
+        with log.open("ab") as file:
+            for at in range(1000, len(data), 7000):
+                file.write(data[at : at + 7000])
+                file.flush()
+
+    writing = threading.Timer(0.01, write)
+    writing.start()
+    cursor, deadline = message.cursor, time.monotonic() + 20
+    while not (found := reader.read({"a": cursor}, limit=9, wait=20).messages):
+        assert time.monotonic() < deadline
+    writing.join()
+    assert found[0].frame == b"x" * 200_000
+
+
+def test_a_flipped_bit_costs_its_own_record_only(make: Make, base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sent = [b"one", b"two", b"three"]
+    log, data, starts = written(base, sent)
+    log.chmod(0o600)
+    reader = make()
+    for at in range(starts[1], starts[2]):
+        for bit in range(8):
+            damaged = bytearray(data)
+            damaged[at] ^= 1 << bit
+            log.write_bytes(damaged)
+            caplog.clear()
+            assert frames(reader) == [b"one", b"three"], (at, bit)
+            (entry,) = caplog.records
+            assert str(log) in entry.getMessage()
+            assert f"byte {starts[1]}" in entry.getMessage()
+
+
+def test_a_flipped_bit_at_the_end_waits_for_what_follows(make: Make, base: Path) -> None:
+    sent = [b"one", b"two", b"three"]
+    log, data, starts = written(base, sent)
+    log.chmod(0o600)
+    reader = make()
+    for at in range(starts[1], starts[2]):
+        damaged = bytearray(data)
+        damaged[at] ^= 1
+        log.write_bytes(damaged[: starts[2]])
+        batch = reader.read({"a": b""}, limit=9, wait=0)
+        assert [message.frame for message in batch.messages] == [b"one"]
+        log.write_bytes(damaged)
+        assert frames(reader, cursor=batch.messages[-1].cursor) == [b"three"]
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_is_done_to_a_log_no_wrong_message_comes(base: Path, data: st.DataObject) -> None:
+    shutil.rmtree(base, ignore_errors=True)
+    sent = [b"%d " % n + b"x" * data.draw(st.integers(0, 60)) for n in range(12)]
+    log, content, _ = written(base, sent)
+    log.chmod(0o600)
+    damaged = bytearray(content)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, max(0, len(damaged) - 1)))
+        piece = data.draw(st.binary(max_size=40) | st.just(record.MAGIC) | st.just(bytes(100)))
+        match data.draw(st.sampled_from(["over", "insert", "cut", "copy"])):
+            case "over":
+                damaged[at : at + len(piece)] = piece
+            case "insert":
+                damaged[at:at] = piece
+            case "cut":
+                del damaged[at : at + data.draw(st.integers(1, 100))]
+            case "copy":
+                start = data.draw(st.integers(0, len(content)))
+                damaged[at:at] = content[start : start + 150]
+    log.write_bytes(damaged)
+    logging.getLogger("revolve_assistant").disabled = True
+    try:
+        with contextlib.closing(Messenger(base)) as reader:
+            reader.open()
+            found = frames(reader)
+    finally:
+        logging.getLogger("revolve_assistant").disabled = False
+    numbers = [int(frame.partition(b" ")[0]) for frame in found]
+    assert numbers == sorted(set(numbers))
+    assert all(frame == sent[number] for frame, number in zip(found, numbers, strict=True))
+
+
+def test_a_copy_of_a_log_inside_a_message_is_not_taken_for_messages(make: Make, base: Path) -> None:
+    _, other, _ = written(base, [b"wrong"] * 5, "other")
+    log, _, _ = written(base, [b"old"] * 5)
+    sent = [b"first", other + log.read_bytes(), b"last"]
+    (base / folder.hash_of("a") / log.name).unlink()
+    log, data, starts = written(base, sent)
+    log.chmod(0o600)
+    damaged = bytearray(data)
+    damaged[starts[1] + 5] ^= 0xFF
+    log.write_bytes(damaged)
+    assert frames(make()) == [b"first", b"last"]
+
+
+def test_a_file_that_was_renamed_gives_nothing(make: Make, base: Path) -> None:
+    log, _, _ = written(base, [b"x"])
+    log.rename(log.with_name(f"{'0' * 12}.00000"))
+    assert frames(make()) == []
+
+
+def test_files_that_are_not_ours_do_no_harm(make: Make, base: Path) -> None:
+    log, _, _ = written(base, [b"x"])
+    for name in ("README.txt", "zz.00000", f"{'0' * 12}.99999", f"{'0' * 12}.x", "floor-x", f"{'1' * 12}.00000"):
+        (log.parent / name).write_bytes(b"\xf5RVl" * 100)
+    reader = make()
+    assert frames(reader) == [b"x"]
+    reader.forget("a", reader.read({"a": b""}, limit=9, wait=0).messages[-1].cursor)
+    assert frames(reader) == []
+    reader.forget("a")
+    assert not log.parent.exists()
+
+
+def test_a_torn_end_with_another_segment_after_it_is_passed(make: Make, base: Path) -> None:
+    writer, reader = make(), make()
+    reader.keep(["a"], seconds=600, cap=1 << 20)
+    writer.write([("a", b"1")])
+    (message,) = reader.read({"a": b""}, limit=9, wait=0).messages
+    with log_of(base).open("ab") as file:
+        file.write(b"\xf5RVl half a record")
+    writer._writers._close(folder.hash_of("a"))  # type: ignore[union-attr]
+    writer.write([("a", b"2")])  # sees at its opening that somebody was at it
+    assert frames(reader, cursor=message.cursor) == [b"2"]
+    assert frames(make()) == [b"1", b"2"]
+
+
+def test_a_damaged_lease_is_a_lost_channel(make: Make, base: Path) -> None:
+    messenger = make()
+    messenger.keep(["a"], seconds=600, cap=1000)
+    lease = base / folder.hash_of("a") / "lease"
+    data = lease.read_bytes()
+    for at in range(len(data)):
+        damaged = bytearray(data)
+        damaged[at] ^= 1
+        lease.write_bytes(damaged)
+        os.utime(lease, (time.time() + 600,) * 2)
+        assert make().read({"a": b""}, limit=1, wait=5).lost == {"a"}
+    messenger.keep(["a"], seconds=600, cap=1000)
+    messenger.write([("a", b"x")])
+    assert frames(messenger) == [b"x"]
+
+
+def test_a_directory_of_a_later_release_says_so(make: Make, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    messenger = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(record, "_VERSION", 2)
+        messenger.keep(["a"], seconds=600, cap=1000)
+    with pytest.raises(ProtocolError, match="upgrade"):
+        messenger.read({"a": b""}, limit=1, wait=0)
+
+
+# ---- no space
+
+
+def fill_up(writer: Messenger, at_most: int = 1 << 20) -> tuple[list[bytes], ProviderError]:
+    """Write until it fails: what was acknowledged, and the error."""
+    done: list[bytes] = []
+    try:
+        for n in range(0, at_most, 4):
+            batch = [b"%d " % i + bytes(3000) for i in range(n, n + 4)]
+            writer.write([("a", frame) for frame in batch])
+            done += batch
+    except ProviderError as error:
+        return done, error
+    raise AssertionError("it never failed")
+
+
+def in_order(found: Sequence[bytes]) -> bool:
+    numbers = [int(frame.partition(b" ")[0]) for frame in found]
+    return numbers == list(range(len(numbers)))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    if not ROOT or shutil.which("mount") is None:
+        pytest.skip("only root can mount a small file system")
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "x", place], check=False)
+    if done.returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_is_an_error_that_names_the_path_and_passes(small_disk: Path, make: Make) -> None:
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(600_000))
+    writer = make(small_disk / "messages")
+    reader = make(small_disk / "messages")
+    reader.keep(["a"], seconds=600, cap=1 << 30)
+    done, error = fill_up(writer)
+    assert isinstance(error, Overloaded)
+    assert isinstance(error, Unreachable)
+    assert str(small_disk / "messages") in str(error)
+    assert len(done) > 20
+    found = frames(reader)
+    assert in_order(found)
+    assert len(done) <= len(found) < len(done) + 4  # and perhaps a prefix of the batch that failed
+    cursor = reader.read({"a": b""}, limit=len(found), wait=0).messages[-1].cursor
+    for _ in range(3):
+        with pytest.raises(Overloaded):
+            writer.write([("a", bytes(100_000))])
+        with pytest.raises(Overloaded):
+            reader.keep([f"{n} {time.monotonic_ns()}" for n in range(1000)], seconds=60, cap=1)
+    assert frames(reader, cursor=cursor) == []
+    ballast.unlink()
+    writer.write([("a", b"%d after" % len(found))])
+    assert frames(reader, cursor=cursor) == [b"%d after" % len(found)]
+    assert in_order(frames(make(small_disk / "messages")))
+
+
+def test_forgetting_makes_room_on_a_full_disk(small_disk: Path, make: Make) -> None:
+    writer = make(small_disk / "messages")
+    writer.keep(["a"], seconds=600, cap=1 << 18)
+    writer.write([("a", bytes(1000))] * 100)
+    cursor = writer.read({"a": b""}, limit=1000, wait=0).messages[-1].cursor
+    try:
+        (small_disk / "ballast").write_bytes(bytes(1 << 20))
+    except OSError:
+        pass
+    with contextlib.suppress(Overloaded):
+        writer.forget("a", cursor)
+    writer.write([("a", b"x")])
+    assert frames(writer, cursor=cursor) == [b"x"]
+
+
+LIMITED = """
+import resource, signal, sys
+from revolve_assistant.errors import Overloaded
+from revolve_assistant.providers.filesystem import Messenger
+base, what, limit = sys.argv[1], getattr(resource, sys.argv[2]), int(sys.argv[3])
+messenger = Messenger(base)
+messenger.open()
+messenger.keep(["a"], seconds=600, cap=1 << 30)
+resource.setrlimit(what, (limit, resource.getrlimit(what)[1]))
+done = failed = 0
+for n in range(0, 100, 4):
+    try:
+        messenger.write([("a", b"%d " % i + bytes(3000)) for i in range(n, n + 4)])
+        done += 4
+    except Overloaded as error:
+        assert base in str(error), error
+        failed += 1
+        break
+    found = len(messenger.read({"a": b""}, limit=1000, wait=0).messages)
+assert failed and done >= 4, (failed, done)
+resource.setrlimit(what, (resource.getrlimit(what)[1],) * 2)
+found = messenger.read({"a": b""}, limit=1000, wait=0).messages
+messenger.write([("a", b"%d after" % len(found))])
+messenger.close()
+print(done)
+"""
+
+
+def test_the_limit_of_a_files_size_is_no_end(make: Make, base: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(base), "RLIMIT_FSIZE", "50000"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = frames(make())
+    assert in_order(found)
+    assert found[-1].endswith(b" after")
+    assert len(found) > int(done.stdout)
+
+
+NO_DESCRIPTORS = """
+import os, resource, sys
+from revolve_assistant.errors import Overloaded
+from revolve_assistant.providers.filesystem import Messenger
+base = sys.argv[1]
+messenger = Messenger(base)
+messenger.open()
+names = [f"c{n}" for n in range(100)]
+messenger.keep(names, seconds=600, cap=1 << 20)
+messenger.write([(name, b"0") for name in names[:10]])
+messenger.read(dict.fromkeys(names[:10], b""), limit=1000, wait=0)
+low = len(os.listdir("/proc/self/fd")) - 1
+resource.setrlimit(resource.RLIMIT_NOFILE, (low + 3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+messenger.write([(name, b"1") for name in names])  # does with fewer
+assert len(messenger.read(dict.fromkeys(names, b""), limit=1000, wait=0).messages) == 110
+taken = []
+try:
+    while True:
+        taken.append(os.open("/dev/null", os.O_RDONLY))
+except OSError:
+    pass
+other = Messenger(base)
+for call in (other.open, lambda: messenger.keep(["new"], seconds=60, cap=1)):
+    try:
+        call()
+    except Overloaded as error:
+        assert "ulimit" in str(error)
+    else:
+        raise SystemExit("no error")
+for fd in taken:
+    os.close(fd)
+messenger.keep(["new"], seconds=60, cap=1)
+messenger.write([("new", b"x")])
+assert len(messenger.read({"new": b""}, limit=9, wait=0).messages) == 1
+messenger.close()
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc")
+def test_no_descriptors_left(base: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", NO_DESCRIPTORS, str(base)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# ---- writers that die, and many of them
+
+WRITER = """
+import os, sys
+from revolve_assistant.providers.filesystem import Messenger
+base, who, count = sys.argv[1], sys.argv[2].encode(), int(sys.argv[3])
+messenger = Messenger(base)
+messenger.open()
+n = 0
+while n < count:
+    size = 1 + n * 7 % 5
+    messenger.write([("a", b"%b %d " % (who, n + i) + bytes(n * 31 % 20_000)) for i in range(size)])
+    n += size
+    os.write(1, b"%d\\n" % n)
+messenger.close()
+"""
+
+
+def writer(base: Path, who: str, count: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", WRITER, str(base), who, str(count)], stdout=subprocess.PIPE)
+
+
+def test_a_writer_killed_at_any_moment_leaves_a_log_that_can_be_read(make: Make, base: Path) -> None:
+    reader = make()
+    reader.keep(["a"], seconds=600, cap=1 << 30)
+    cursor = b""
+    for n in range(12):
+        with writer(base, f"w{n}", 10**9) as child:
+            assert child.stdout is not None
+            lines = [child.stdout.readline() for _ in range(1 + n * 13)]  # a moment of its own each time
+            child.send_signal(signal.SIGKILL)
+            rest = child.stdout.read()
+        acknowledged = int((b"".join(lines) + rest).rpartition(b"\n")[0].rpartition(b"\n")[2])
+        found = []
+        while batch := reader.read({"a": cursor}, limit=1000, wait=0).messages:
+            found += [message.frame.split(b" ")[:2] for message in batch]
+            cursor = batch[-1].cursor
+        assert {who for who, _ in found} == {b"w%d" % n}
+        numbers = [int(number) for _, number in found]
+        assert numbers == list(range(len(numbers)))
+        assert acknowledged <= len(numbers) < acknowledged + 10
+
+
+def test_four_processes_write_to_one_channel(make: Make, base: Path) -> None:
+    count = 5000
+    reader = make()
+    reader.keep(["a"], seconds=600, cap=1 << 30)
+    cursor = b""
+    numbers: dict[bytes, list[int]] = {}
+    with contextlib.ExitStack() as stack:
+        for n in range(4):
+            child = stack.enter_context(writer(base, f"w{n}", count))
+            stack.callback(child.kill)
+            assert child.stdout is not None
+            threading.Thread(target=child.stdout.read, name="drain").start()
+        deadline = time.monotonic() + 50
+        while sum(map(len, numbers.values())) < 4 * count:
+            assert time.monotonic() < deadline
+            for message in reader.read({"a": cursor}, limit=1000, wait=5).messages:
+                who, number, _ = message.frame.split(b" ", 2)
+                numbers.setdefault(who, []).append(int(number))
+                cursor = message.cursor
+    assert len(numbers) == 4
+    assert all(each[:count] == list(range(count)) for each in numbers.values())
+
+
+def test_many_writers_that_come_and_go(make: Make, base: Path) -> None:
+    reader = make()
+    reader.keep(["a"], seconds=600, cap=1 << 20)
+    cursor, seen = b"", []
+    for n in range(300):
+        with contextlib.closing(Messenger(base)) as one:
+            one.open()
+            one.write([("a", b"%d" % n)])
+        if n % 7 == 0:
+            for message in reader.read({"a": cursor}, limit=1000, wait=0).messages:
+                seen.append(int(message.frame))
+                cursor = message.cursor
+            reader.forget("a", cursor)
+            assert len(list((base / folder.hash_of("a")).iterdir())) < 15
+            assert len(cursor) < 200
+    seen += map(int, frames(reader, cursor=cursor))
+    assert seen == list(range(300))
+
+
+def test_everybody_makes_renews_and_removes_one_channel_at_once(
+    make: Make, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[BaseException] = []
+    end = time.monotonic() + 2.0
+
+    def work(own: Messenger, n: int) -> None:
+        try:
+            while time.monotonic() < end:
+                own.keep(["a"], seconds=600, cap=1000 + n)
+                own.write([("a", b"x")])
+                own.read({"a": b""}, limit=10, wait=0)
+                if n == 0:
+                    own.forget("a")
+                elif n == 1:
+                    own._folder.remove(folder.hash_of("a"), only_dead=True)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(make(), n)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    monkeypatch.setattr(folder, "SETTLED", -1.0)  # what could not be removed because somebody was still at it
+    make().keep(["a"], seconds=600, cap=1000)
+    assert {path.name for path in base.iterdir()} == {"clock", folder.hash_of("a")}
+
+
+# ---- Ctrl-C at the worst moment
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_interrupted_read_loses_and_doubles_nothing(make: Make, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    writers, reader = [make() for _ in range(count)], make()
+    reader.keep(["a"], seconds=600, cap=1 << 20)
+    sent = [b"%d" % n for n in range(60)]
+    for n, frame in enumerate(sent):
+        writers[n % 3 % count].write([("a", frame)])
+    found: list[bytes] = []
+    cursor, left = b"", 0
+
+    def message(*args: object) -> object:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return usual(*args)
+
+    usual = reading.Message
+    monkeypatch.setattr(reading, "Message", message)
+    for attempt in range(10_000):
+        left = attempt % 11
+        try:
+            batch = reader.read({"a": cursor}, limit=1 + attempt % 7, wait=0)
+        except KeyboardInterrupt:
+            continue
+        if not batch.messages:
+            break
+        found += [each.frame for each in batch.messages]
+        cursor = batch.messages[-1].cursor
+    assert found == sent
+
+
+def test_after_an_interrupted_write_nothing_is_written_over(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, reader = make(), make()
+    reader.keep(["a"], seconds=600, cap=1 << 20)
+    writer.write([("a", b"0")])
+    usual = os.pwrite
+
+    def pwrite(*args: object) -> int:
+        usual(*args)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", pwrite)
+        with pytest.raises(KeyboardInterrupt):
+            writer.write([("a", b"1")])
+    batch = reader.read({"a": b""}, limit=9, wait=0)
+    assert [message.frame for message in batch.messages] == [b"0", b"1"]
+    writer.write([("a", b"a longer one")])
+    writer.write([("a", b"2")])
+    assert frames(reader, cursor=batch.messages[-1].cursor) == [b"a longer one", b"2"]
+
+
+# ---- rights and traps
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777, 0o1777, 0o720])
+def test_a_directory_that_others_can_write_to_is_refused(make: Make, base: Path, mode: int) -> None:
+    base.mkdir()
+    base.chmod(mode)
+    with pytest.raises(UsageError, match=f"{base} can be written by others .*: chmod 700 {base}"):
+        make()
+    base.chmod(0o755)
+    make()
+
+
+@pytest.mark.skipif(not ROOT, reason="only root can give a directory away")
+def test_a_directory_of_somebody_else_is_refused(make: Make, base: Path) -> None:
+    base.mkdir(mode=0o700)
+    os.chown(base, 65534, 65534)
+    with pytest.raises(UsageError, match=f"{base} belongs to user 65534, not to 0"):
+        make()
+
+
+def test_a_symbolic_link_is_refused(make: Make, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    base.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match=f"{base} is a symbolic link.*name the directory itself, .*elsewhere"):
+        make()
+    base.unlink()
+    base.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="is a symbolic link"):
+        make()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_something_that_is_no_directory(make: Make, base: Path) -> None:
+    base.touch()
+    with pytest.raises(Unreachable, match=f"{base} failed: Not a directory"):
+        make()
+    with pytest.raises(Unreachable, match="Not a directory"):
+        make(base / "deeper" / "still")
+
+
+def test_symbolic_links_inside_are_not_followed(make: Make, base: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "precious").write_bytes(b"x")
+    messenger = make()
+    messenger.keep(["a", "b"], seconds=600, cap=1000)
+    shutil.copytree(base / folder.hash_of("a"), victim, dirs_exist_ok=True)
+    before = {path.name: path.read_bytes() for path in victim.iterdir()}
+    shutil.rmtree(base / folder.hash_of("a"))
+    (base / folder.hash_of("a")).symlink_to(victim)
+    fresh = make()
+    for call in (
+        lambda: fresh.keep(["a"], seconds=600, cap=1),
+        lambda: fresh.write([("a", b"x")]),
+        lambda: fresh.read({"a": b""}, limit=1, wait=0),
+        lambda: fresh.forget("a", bytes(20)),
+    ):
+        with pytest.raises(Unreachable, match=f"{base}/{folder.hash_of('a')}"):
+            call()
+    fresh.forget("a")  # removes the link, not what it leads to
+    assert not (base / folder.hash_of("a")).is_symlink()
+    assert {path.name: path.read_bytes() for path in victim.iterdir()} == before
+    for name in (f"{'0' * 12}.00000", "floor-x"):
+        (base / folder.hash_of("b") / name).symlink_to(victim / "precious")
+    with pytest.raises(Unreachable):
+        fresh.read({"b": b""}, limit=1, wait=0)
+    fresh.forget("b")
+    assert (victim / "precious").read_bytes() == b"x"
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Callable[[], None]]:
+    """Makes `tmp_path / "disk"` read-only when called."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if not ROOT:  # then the mode is enough
+        yield lambda: place.chmod(0o500) or [path.chmod(0o500) for path in place.rglob("*") if path.is_dir()]
+        for path in [place, *place.rglob("*")]:
+            path.chmod(0o700)
+        return
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=700", "x", place], check=False).returncode:
+        pytest.skip("root writes everywhere, and mounting is not permitted here")
+    try:
+        yield lambda: subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_a_directory_that_is_read_only(read_only: Callable[[], None], make: Make, tmp_path: Path) -> None:
+    base = tmp_path / "disk" / "messages"
+    with contextlib.closing(Messenger(base)) as first:
+        first.open()
+        first.keep(["a"], seconds=600, cap=1000)
+        first.write([("a", b"x")])
+        cursor = first.read({"a": b""}, limit=1, wait=0).messages[0].cursor
+    read_only()
+    messenger = make(base)
+    assert frames(messenger) == [b"x"]
+    for call in (
+        lambda: messenger.write([("a", b"y")]),
+        lambda: messenger.keep(["b"], seconds=600, cap=1),
+        lambda: messenger.forget("a"),
+        lambda: messenger.forget("a", cursor),
+    ):
+        with pytest.raises(Unreachable, match=str(base)) as caught:
+            call()
+        assert not isinstance(caught.value, Overloaded)
+    assert frames(messenger) == [b"x"]
+    with pytest.raises(Unreachable, match=str(base.parent)):
+        make(base.parent / "new")
+
+
+def test_the_directory_is_removed_under_our_hands(make: Make, base: Path) -> None:
+    messenger, other = make(), make()
+    messenger.keep(["a"], seconds=600, cap=1000)
+    messenger.write([("a", b"x")])
+    assert frames(other) == [b"x"]
+    shutil.rmtree(base)
+    assert other.read({"a": b""}, limit=1, wait=5).lost == {"a"}
+    messenger.write([("a", b"dropped")])
+    messenger.keep(["a"], seconds=600, cap=1000)
+    messenger.write([("a", b"y")])
+    assert frames(other) == [b"y"]
+    assert frames(make()) == [b"y"]
+
+
+@pytest.fixture
+def whole_seconds(tmp_path: Path, need: Callable[[str], str]) -> Iterator[Path]:
+    """A file system whose times are of whole seconds."""
+    make_it, image, place = need("mkfs.ext2"), tmp_path / "image", tmp_path / "disk"
+    if not ROOT:
+        pytest.skip("only root can mount a file system")
+    place.mkdir()
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    subprocess.run([make_it, "-q", "-I", "128", image], check=True, capture_output=True)
+    if subprocess.run(["mount", "-o", "loop", image, place], check=False).returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        place.chmod(0o700)
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_where_times_are_of_whole_seconds(whole_seconds: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = make(whole_seconds)
+    monkeypatch.setattr(reader._folder, "now", time.time_ns)
+    reader.keep(["a"], seconds=600, cap=1 << 20)
+    monkeypatch.setattr(reading.Inotify, "open", lambda: None)
+    cursor = b""
+    for n in range(20):  # each writer makes a file, many within one second
+        make(whole_seconds).write([("a", b"%d" % n)])
+        (message,) = reader.read({"a": cursor}, limit=9, wait=5).messages
+        assert message.frame == b"%d" % n
+        cursor = message.cursor
+    began = time.monotonic()
+    reader.keep(["b"], seconds=0.5, cap=1)
+    while not reader.read({"b": b""}, limit=1, wait=0.1).lost:
+        assert time.monotonic() - began < 10
+    assert time.monotonic() - began >= 0.5
+
+
+# ---- network file systems
+
+
+def test_a_rename_that_reports_failure_though_it_was_done(
+    make: Make, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = os.rename
+
+    def rename(*args: object, **options: object) -> None:
+        usual(*args, **options)  # type: ignore[arg-type]
+        raise FileNotFoundError(2, "No such file or directory")
+
+    messenger = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", lambda *args, **options: rename(*args, **options) if "lease" else None)
+        patch.setattr(messenger._folder, "_write_cap", lambda within, cap: _cap(within, cap, usual))
+        messenger.keep(["a"], seconds=600, cap=1000)
+    messenger.write([("a", b"x")])
+    assert frames(messenger) == [b"x"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", rename)
+        messenger.forget("a")
+    assert messenger.read({"a": b""}, limit=1, wait=5).lost == {"a"}
+
+
+def _cap(within: int, cap: int, rename: Callable[..., None]) -> None:
+    fd = os.open("cap", os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=within)
+    os.write(fd, b"%d" % cap)
+    os.close(fd)
+
+
+def test_pages_that_arrive_in_any_order_are_waited_for(make: Make, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = [b"one", b"two", b"three"]
+    log, data, starts = written(base, sent)
+    log.chmod(0o600)
+    hole = bytearray(data)
+    hole[starts[1] : starts[2]] = bytes(starts[2] - starts[1])
+    reader = make(network=True)
+    log.write_bytes(hole)
+    batch = reader.read({"a": b""}, limit=9, wait=0.05)
+    assert [message.frame for message in batch.messages] == [b"one"]
+    cursor = batch.messages[-1].cursor
+    assert frames(reader, cursor=cursor) == []
+    log.write_bytes(data)
+    assert frames(reader, cursor=cursor) == [b"two", b"three"]
+    log.write_bytes(hole)
+    assert frames(reader) == [b"one"]
+    monkeypatch.setattr(reading, "DOUBT", 0.0)
+    assert frames(reader) == [b"one", b"three"]
+
+
+def test_a_fuse_mount_counts_as_a_network_file_system(make: Make, need: Callable[[str], str], tmp_path: Path) -> None:
+    bindfs, umount = need("bindfs"), need("umount")
+    behind, mount = tmp_path / "behind", tmp_path / "mount"
+    behind.mkdir(mode=0o700)
+    mount.mkdir()
+    one = Messenger(mount / "messages")
+    with subprocess.Popen([bindfs, "-f", behind, mount], stderr=subprocess.PIPE) as server:
+        try:
+            while not os.path.ismount(mount):
+                if server.poll() is not None:
+                    pytest.skip(f"mounting is not permitted here: {server.communicate()[1].decode()}")
+            other = make(behind / "messages")
+            one.open()
+            assert not one.traits.waits
+            one.keep(["a", "b"], seconds=600, cap=1 << 20)
+            for n in range(3):  # neither is told of what the other does, and the kernel believes itself for a second
+                one.write([("a", b"%d" % n)])
+                other.write([("b", b"%d" % n)])
+                assert frames(other, "a") == [b"%d" % i for i in range(n + 1)]
+                deadline = time.monotonic() + 10
+                while len(found := frames(one, "b")) <= n:
+                    assert time.monotonic() < deadline
+                assert found == [b"%d" % i for i in range(n + 1)]
+            cursor = one.read({"b": b""}, limit=100, wait=0).messages[-1].cursor
+            later = threading.Timer(0.05, other.write, [[("b", b"later")]])
+            later.start()
+            assert one.read({"b": cursor}, limit=1, wait=20).messages[0].frame == b"later"
+            later.join()
+            other.forget("b")
+            assert one.read({"b": b""}, limit=1, wait=20).lost == {"b"}
+        finally:
+            one.close()
+            subprocess.run([umount, mount], check=False)
+            server.wait(10)
+
+
+def test_an_ordinary_directory_is_none(tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        assert not network.is_network(fd)
+    finally:
+        os.close(fd)
+
+
+# ---- inotify is not to be had, or loses something
+
+POLLING = """
+import sys, threading
+from revolve_assistant.providers.filesystem import Messenger
+reader, writer = Messenger(sys.argv[1]), Messenger(sys.argv[1])
+reader.open(); writer.open()
+reader.keep(["a"], seconds=60, cap=1000)
+cursor = b""
+for n in range(20):
+    timer = threading.Timer(0.002, writer.write, [[("a", b"%d" % n)]])
+    timer.start()
+    (message,) = reader.read({"a": cursor}, limit=1, wait=20).messages
+    assert message.frame == b"%d" % n
+    cursor = message.cursor
+    timer.join()
+print("watching" if reader._reader._inotify and reader._reader._watched else "polling")
+"""
+
+
+@pytest.mark.parametrize("limit", ["max_inotify_instances", "max_inotify_watches"])
+def test_without_inotify_it_polls(need: Callable[[str], str], base: Path, limit: str) -> None:
+    script = f'echo 0 > /proc/sys/user/{limit} && exec "$0" -c "$1" "$2"'
+    command = [need("unshare"), "-U", "-r", "sh", "-c", script, sys.executable, POLLING, str(base)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "unshare" in done.stderr or "/proc/sys/user" in done.stderr:
+        pytest.skip(f"user namespaces are not permitted here: {done.stderr.strip()}")
+    assert (done.returncode, done.stdout) == (0, "polling\n"), done.stderr
+
+
+def test_a_queue_of_inotify_that_overflows_loses_nothing(make: Make) -> None:
+    writer, reader = make(), make()
+    names = ["a", "b", "c"]
+    reader.keep(names, seconds=600, cap=1 << 30)
+    reader.read(dict.fromkeys(names, b""), limit=1, wait=0)
+    count = 8000  # of each: more than the queue holds
+    for n in range(count):
+        writer.write([(name, b"%d" % n) for name in names])
+    cursors = dict.fromkeys(names, b"")
+    found: dict[str, list[int]] = {name: [] for name in names}
+    while any(len(each) < count for each in found.values()):
+        batch = reader.read(cursors, limit=1000, wait=5)
+        assert batch.messages
+        for message in batch.messages:
+            found[message.channel].append(int(message.frame))
+            cursors[message.channel] = message.cursor
+    assert all(each == list(range(count)) for each in found.values())
+
+
+def test_what_nobody_tells_of_is_found_by_looking(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, reader = make(), make()
+    reader.keep(["a"], seconds=600, cap=1 << 20)
+    reader.read({"a": b""}, limit=1, wait=0)
+    assert reader._reader is not None
+    if reader._reader._inotify is not None:
+        monkeypatch.setattr(reader._reader._inotify, "events", lambda: iter(()))
+    writer.write([("a", b"x")])
+    deadline = time.monotonic() + 10
+    while not reader.read({"a": b""}, limit=1, wait=0).messages:
+        assert time.monotonic() < deadline

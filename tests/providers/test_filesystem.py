@@ -1,0 +1,608 @@
+"""The file system's own: what lies in the directory, who may use it, what stays and what goes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from revolve_assistant.errors import ClientClosed, Unreachable, UsageError
+from revolve_assistant.providers import registry
+from revolve_assistant.providers.filesystem import Messenger, folder, reading, writing
+from revolve_assistant.testing import MessengerConformance
+
+Make = Callable[..., Messenger]
+
+
+class TestMessenger(MessengerConformance):
+    @pytest.fixture
+    def make(self, tmp_path: Path) -> Callable[[], object]:
+        return lambda: registry.messenger(f"file://{tmp_path}/messages")
+
+
+class TestPolled(MessengerConformance):
+    """As on a network file system: polled, each batch flushed."""
+
+    @pytest.fixture
+    def make(self, tmp_path: Path) -> Callable[[], object]:
+        return lambda: registry.messenger(f"filesystem://{tmp_path}/messages?network=yes")
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return tmp_path / "messages"
+
+
+@pytest.fixture
+def make(base: Path) -> Iterator[Make]:
+    """Opened messengers on one directory."""
+    made = []
+
+    def make(**options: object) -> Messenger:
+        messenger = Messenger(base, **options)  # type: ignore[arg-type]
+        messenger.open()
+        made.append(messenger)
+        return messenger
+
+    yield make
+    for messenger in made:
+        messenger.close()
+
+
+def frames(messenger: Messenger, channel: str = "a", cursor: bytes = b"", limit: int = 1000) -> list[bytes]:
+    """All that is there now."""
+    found = []
+    while True:
+        batch = messenger.read({channel: cursor}, limit=limit, wait=0)
+        assert not batch.lost
+        if not batch.messages:
+            return found
+        found += [message.frame for message in batch.messages]
+        cursor = batch.messages[-1].cursor
+
+
+def last(messenger: Messenger, channel: str = "a") -> bytes:
+    return messenger.read({channel: b""}, limit=100_000, wait=0).messages[-1].cursor
+
+
+def place(base: Path, channel: str = "a") -> Path:
+    return base / folder.hash_of(channel)
+
+
+def logs(base: Path, channel: str = "a") -> list[Path]:
+    return sorted(path for path in place(base, channel).iterdir() if "." in path.name)
+
+
+# ---- addresses and options
+
+
+def test_both_schemes_name_the_same_directory(tmp_path: Path) -> None:
+    one, other = registry.messenger(f"file://{tmp_path}/x"), registry.messenger(f"filesystem://{tmp_path}/x")
+    one.open()
+    other.open()
+    one.keep(["a"], seconds=60, cap=1000)
+    one.write([("a", b"x")])
+    assert frames(other) == [b"x"]
+    one.close()
+    other.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("file://tmp/x", "three slashes"),
+        ("file:///", "name a directory of your own"),
+        ("file:///x?sync=often", "sync='often' must be a number"),
+        ("file:///x?sync=0", "sync='0'"),
+        ("file:///x?network=perhaps", "one of auto, yes, no"),
+        ("file:///x?snyc=batch", "did you mean 'sync'"),
+    ],
+)
+def test_wrong_addresses(url: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        registry.messenger(url)
+
+
+def test_options_as_keywords(tmp_path: Path) -> None:
+    messenger = registry.messenger(f"file://{tmp_path}/x", sync=0.5, network="yes")
+    messenger.open()
+    messenger.keep(["a"], seconds=60, cap=1000)
+    assert not messenger.traits.waits
+    assert Messenger.traits.waits
+    messenger.close()
+
+
+def test_calls_before_open_say_so(base: Path) -> None:
+    with pytest.raises(ClientClosed, match=r"call open\(\) first"):
+        Messenger(base).write([])
+    assert not base.exists()
+
+
+# ---- what lies there
+
+
+def test_everything_is_private_whatever_the_umask(make: Make, base: Path) -> None:
+    usual = os.umask(0)
+    try:
+        messenger = make()
+        messenger.keep(["a"], seconds=60, cap=1000)
+        messenger.write([("a", b"x")])
+        messenger.forget("a", last(messenger))
+    finally:
+        os.umask(usual)
+    for path in [base, *base.rglob("*")]:
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_names_never_become_paths(make: Make, base: Path) -> None:
+    messenger = make()
+    names = ["../../x", "/etc/passwd", "a/b", "", ".", "\0", "\udcff", "x" * 5000, "lease", "clock"]
+    messenger.keep(names, seconds=60, cap=1000)
+    messenger.write([(name, name.encode("utf-8", "surrogatepass")) for name in names])
+    for name in names:
+        assert frames(messenger, name) == [name.encode("utf-8", "surrogatepass")]
+    assert [path.name for path in base.parent.iterdir()] == ["messages"]
+    assert {len(path.name) for path in base.iterdir()} == {32, len("clock")}
+
+
+def test_a_cursor_holds_a_position_for_each_writer(make: Make) -> None:
+    reader, *writers = [make() for _ in range(6)]
+    reader.keep(["a"], seconds=60, cap=1 << 20)
+    for number, writer in enumerate(writers, 1):
+        writer.write([("a", b"x")])
+        assert len(last(reader)) == 8 + 12 * number
+
+
+def test_writers_are_merged_by_time_and_replays_agree(make: Make) -> None:
+    reader, *writers = [make() for _ in range(4)]
+    reader.keep(["a", "b"], seconds=60, cap=1 << 20)
+    sent = [(channel, b"%d" % n) for n, channel in enumerate("aababbbaabab" * 20)]
+    for n, message in enumerate(sent):
+        writers[n % 3].write([message])
+    both = reader.read({"b": b"", "a": b""}, limit=1000, wait=0)
+    assert [(message.channel, message.frame) for message in both.messages] == sent
+    for limit in (1, 7, 1000):
+        assert frames(reader, "a", limit=limit) == [frame for channel, frame in sent if channel == "a"]
+
+
+def test_what_a_slow_writer_adds_with_an_earlier_time_is_not_passed_over(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, fast, slow = make(), make(), make()
+    reader.keep(["a"], seconds=60, cap=1 << 20)
+    fast.write([("a", b"fast")])
+    (message,) = reader.read({"a": b""}, limit=10, wait=0).messages
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time_ns", lambda: 1)
+        slow.write([("a", b"slow")])
+    assert frames(reader, "a", message.cursor) == [b"slow"]
+    assert frames(make(), "a", message.cursor) == [b"slow"]
+    assert frames(reader) == [b"slow", b"fast"]
+
+
+# ---- segments, cap, forgetting
+
+
+def test_what_was_read_and_forgotten_takes_no_room(make: Make, base: Path) -> None:
+    writer, reader = make(), make()
+    cap = 1 << 20
+    reader.keep(["a"], seconds=60, cap=cap)
+    cursor, seen = b"", 0
+    for n in range(0, 3000, 10):
+        writer.write([("a", b"%d " % i + bytes(1000)) for i in range(n, n + 10)])
+        for message in reader.read({"a": cursor}, limit=100, wait=0).messages:
+            assert int(message.frame.partition(b" ")[0]) == seen
+            cursor, seen = message.cursor, seen + 1
+        reader.forget("a", cursor)
+        assert sum(path.stat().st_size for path in logs(base)) <= cap // 8 + 20_000
+    assert seen == 3000
+    assert frames(make()) == []
+
+
+def test_the_newest_message_outlives_any_cap(make: Make) -> None:
+    messenger = make()
+    messenger.keep(["a"], seconds=60, cap=1)
+    for n in range(50):
+        messenger.write([("a", b"%d " % n + bytes(3000))])
+        assert frames(messenger)[-1].startswith(b"%d " % n)
+    assert len(frames(messenger)) == 1
+
+
+def test_a_smaller_cap_holds_at_once(make: Make, base: Path) -> None:
+    messenger = make()
+    messenger.keep(["a"], seconds=60, cap=1 << 20)
+    messenger.write([("a", bytes(10_000))] * 100)
+    messenger.keep(["a"], seconds=60, cap=1 << 18)
+    assert sum(path.stat().st_size for path in logs(base)) <= 1 << 18
+    messenger.keep(["a"], seconds=60, cap=1 << 20)
+    assert frames(messenger)
+
+
+def test_a_file_goes_once_its_writer_is_done(make: Make, base: Path) -> None:
+    reader, writer, other = make(), make(), make()
+    reader.keep(["a"], seconds=60, cap=1 << 20)
+    writer.write([("a", b"1")])
+    other.write([("a", b"2")])
+    cursor = last(reader)
+    reader.forget("a", cursor)
+    assert len(logs(base)) == 2  # both may go on
+    writer.close()
+    reader.forget("a", cursor)
+    assert len(logs(base)) == 1
+    other.write([("a", b"3")])
+    assert frames(reader) == frames(reader, cursor=cursor) == [b"3"]
+
+
+def test_a_file_goes_once_its_writer_is_silent_for_long(make: Make, base: Path) -> None:
+    reader, writer = make(), make()
+    reader.keep(["a"], seconds=60, cap=1 << 20)
+    writer.write([("a", b"1")])
+    cursor = last(reader)
+    (log,) = logs(base)
+    hour_ago = time.time() - 3600
+    os.utime(log, (hour_ago, hour_ago))
+    reader.forget("a", cursor)
+    assert logs(base) == []
+    writer.write([("a", b"2")])  # it was not dead after all
+    assert frames(reader) == frames(reader, cursor=cursor) == [b"2"]
+
+
+def test_a_writer_that_was_silent_for_long_begins_a_new_file(
+    make: Make, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messenger = make()
+    messenger.keep(["a"], seconds=60, cap=1 << 20)
+    messenger.write([("a", b"1")])
+    monkeypatch.setattr(writing, "IDLE", -1.0)
+    messenger.write([("a", b"2")])
+    assert [path.name[-5:] for path in logs(base)] == ["00000", "00001"]
+    assert frames(messenger) == [b"1", b"2"]
+
+
+def test_forgotten_for_all_readers_and_never_back(make: Make) -> None:
+    writer, one, other = make(), make(), make()
+    writer.keep(["a"], seconds=60, cap=1 << 20)
+    writer.write([("a", b"%d" % n) for n in range(6)])
+    cursors = [message.cursor for message in one.read({"a": b""}, limit=9, wait=0).messages]
+    one.forget("a", cursors[1])
+    other.forget("a", cursors[3])
+    one.forget("a", cursors[2])
+    for reader in (writer, one, other):
+        assert frames(reader) == [b"4", b"5"]
+    one.forget("a", b"no cursor of ours")
+    one.forget("a", b"x" * 20)
+    assert frames(make()) == [b"4", b"5"]
+
+
+def test_one_incarnation_does_not_take_the_place_of_another(make: Make) -> None:
+    writer, reader = make(), make()
+    reader.keep(["a"], seconds=60, cap=1 << 20)
+    for n in range(50):
+        writer.write([("a", b"%d" % n)])
+        assert frames(reader) == [b"%d" % n]
+        cursor = last(reader)
+        reader.forget("a")
+        assert reader.read({"a": cursor}, limit=1, wait=0).lost == {"a"}
+        reader.keep(["a"], seconds=60, cap=1 << 20)
+        assert reader.read({"a": cursor}, limit=1, wait=0).lost == {"a"}
+
+
+def test_a_reader_at_the_start_goes_over_to_the_new_channel(make: Make) -> None:
+    writer, reader, other = make(), make(), make()
+    other.keep(["a"], seconds=60, cap=1 << 20)
+    assert frames(reader) == []
+    other.forget("a")
+    other.keep(["a"], seconds=60, cap=1 << 20)
+    writer.write([("a", b"x")])
+    assert frames(reader) == [b"x"]
+
+
+# ---- leases
+
+
+def test_a_lease_never_gets_shorter(make: Make, base: Path) -> None:
+    messenger = make()
+    messenger.keep(["a"], seconds=1000, cap=10)
+    ends = (place(base) / "lease").stat().st_mtime
+    messenger.keep(["a"], seconds=1, cap=10)
+    assert (place(base) / "lease").stat().st_mtime == ends
+    assert 990 < ends - (base / "clock").stat().st_mtime < 1010
+    messenger.keep(["a"], seconds=2000, cap=10)
+    assert (place(base) / "lease").stat().st_mtime > ends + 900
+    messenger.keep(["a"], seconds=1e300, cap=10)
+    assert frames(messenger) == []
+
+
+def end_lease(base: Path, channel: str = "a", ago: float = 60.0) -> None:
+    then = time.time() - ago
+    os.utime(place(base, channel) / "lease", (then, then))
+
+
+def test_an_expired_channel_is_lost_to_readers_and_writers(make: Make, base: Path) -> None:
+    reader, writer = make(), make()
+    reader.keep(["a", "b"], seconds=60, cap=1000)
+    writer.write([("a", b"old"), ("b", b"old")])
+    cursor = last(reader)
+    end_lease(base, ago=1.0)
+    assert reader.read({"a": cursor}, limit=1, wait=5).lost == {"a"}
+    assert make().read({"a": b""}, limit=1, wait=5).lost == {"a"}
+    assert frames(reader, "b") == [b"old"]
+    fresh = make()
+    fresh.write([("a", b"dropped")])
+    reader.keep(["a"], seconds=60, cap=1000)
+    fresh.write([("a", b"new")])
+    assert frames(reader) == [b"new"]
+    assert reader.read({"a": cursor}, limit=1, wait=0).lost == {"a"}
+
+
+def test_the_clock_of_the_host_does_not_matter(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = make()
+    reader.keep(["a"], seconds=60, cap=1000)
+    for off in (-1e9, 1e9):
+        monkeypatch.setattr(time, "time", lambda off=off, usual=time.time: usual() + off)
+        monkeypatch.setattr(time, "time_ns", lambda off=off, usual=time.time_ns: usual() + int(off * 1e9))
+        other = make()
+        other.keep(["b"], seconds=60, cap=1000)
+        other.write([("a", b"x"), ("b", b"x")])
+        assert frames(reader, "b")
+        assert frames(reader) == frames(other)
+
+
+def test_the_sweep_removes_what_has_expired_and_what_was_left_half_done(
+    make: Make, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messenger = make()
+    names = [f"c{n}" for n in range(20)]
+    messenger.keep([*names, "stays"], seconds=600, cap=1000)
+    messenger.write([(name, b"x") for name in names])
+    for name in names:
+        end_lease(base, name)
+    (base / "not ours").mkdir()
+    (base / f"new-{'0' * 16}").mkdir()
+    (base / f"gone-{'1' * 16}").mkdir()
+    (base / f"gone-{'1' * 16}" / "left").touch()
+    (base / ("e" * 32)).mkdir()
+    make()  # sweeps at its opening
+    left = {"clock", "not ours", folder.hash_of("stays")}
+    young = {f"new-{'0' * 16}", f"gone-{'1' * 16}", "e" * 32}  # somebody may be at work on these
+    assert {path.name for path in base.iterdir()} == left | young
+    monkeypatch.setattr(folder, "SETTLED", -1.0)
+    make()
+    assert {path.name for path in base.iterdir()} == left
+
+
+def test_a_writer_sweeps_now_and_then(make: Make, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    messenger = make()
+    messenger.keep(["a", "b"], seconds=60, cap=1000)
+    end_lease(base)
+    messenger.write([("b", b"x")])
+    assert place(base).exists()
+    monkeypatch.setattr("revolve_assistant.providers.filesystem.messenger.SWEEP_EVERY", 0.0)
+    messenger.write([("b", b"x")])
+    assert not place(base).exists()
+
+
+def test_a_channel_that_was_renewed_meanwhile_is_put_back(make: Make, base: Path) -> None:
+    messenger = make()
+    messenger.keep(["a"], seconds=60, cap=1000)
+    messenger.write([("a", b"x")])
+    messenger._folder.remove(folder.hash_of("a"), only_dead=True)
+    assert frames(messenger) == [b"x"]
+
+
+def test_expiry_ends_a_waiting_read(make: Make) -> None:
+    messenger = make()
+    messenger.keep(["a"], seconds=0.3, cap=1)
+    began = time.monotonic()
+    assert messenger.read({"a": b""}, limit=1, wait=30).lost == {"a"}
+    assert time.monotonic() - began < 5
+
+
+# ---- waiting
+
+
+def test_close_ends_a_waiting_read(make: Make) -> None:
+    messenger = make()
+    messenger.keep(["a"], seconds=60, cap=1)
+    raised = threading.Event()
+
+    def read() -> None:
+        try:
+            while True:
+                messenger.read({"a": b""}, limit=1, wait=60)
+        except ClientClosed:
+            raised.set()
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    while messenger._reader is None:
+        time.sleep(0)
+    messenger.close()
+    reading.join(10)
+    assert raised.is_set()
+
+
+def test_a_reader_is_told_of_a_channel_made_anew(make: Make) -> None:
+    reader, other = make(), make()
+    other.keep(["a"], seconds=60, cap=1000)
+    for n in range(10):
+        assert reader.read({"a": b""}, limit=1, wait=0).messages == []
+        other.forget("a")
+        other.keep(["a"], seconds=60, cap=1000)
+        timer = threading.Timer(0.01, other.write, [[("a", b"%d" % n)]])
+        timer.start()
+        assert [message.frame for message in reader.read({"a": b""}, limit=1, wait=20).messages] == [b"%d" % n]
+        timer.join()
+        other.forget("a")
+        other.keep(["a"], seconds=60, cap=1000)
+
+
+def test_how_often_a_polled_directory_is_looked_at(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = make(network=True)
+    reader.keep(["a"], seconds=600, cap=1000)
+    pauses: list[float] = []
+    clock = [1000.0]
+    monkeypatch.setattr(reader._bell, "wait", lambda seconds, also: (pauses.append(seconds), _pass(seconds)))
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def _pass(seconds: float) -> None:
+        clock[0] += seconds
+
+    reader._came = clock[0]
+    reader.read({"a": b""}, limit=1, wait=1.0)
+    assert max(pauses) <= 0.008
+    pauses.clear()
+    reader.read({"a": b""}, limit=1, wait=30.0)
+    assert max(pauses) == 0.25
+    reader._came = clock[0]
+    pauses.clear()
+    reader.read({"a": b""}, limit=1, wait=30.0)
+    assert min(pauses[:-1]) < 0.008
+    assert sum(pauses) == pytest.approx(30.0)
+
+
+# ---- descriptors
+
+
+def held(base: Path) -> int:
+    count = 0
+    for each in os.listdir("/proc/self/fd"):
+        try:
+            count += os.readlink(f"/proc/self/fd/{each}").startswith(f"{base}/")
+        except OSError:
+            pass
+    return count
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc")
+def test_descriptors_are_bounded(make: Make, base: Path) -> None:
+    writer, reader = make(), make()
+    names = [f"c{n}" for n in range(400)]
+    reader.keep(names, seconds=60, cap=1 << 20)
+    cursors = dict.fromkeys(names, b"")
+    found: dict[str, list[bytes]] = {name: [] for name in names}
+    for n in range(3):
+        writer.write([(name, b"%d" % n) for name in names])
+        count = 0
+        while count < len(names):
+            for message in reader.read(cursors, limit=150, wait=5).messages:
+                found[message.channel].append(message.frame)
+                cursors[message.channel] = message.cursor
+                count += 1
+        assert held(base) <= writing.OPEN_FILES + reading.OPEN_FILES
+    assert all(each == [b"0", b"1", b"2"] for each in found.values())
+    assert len(logs(base, "c0")) == 1  # opened again, not begun anew
+
+
+def test_logs_that_are_remembered_are_bounded(make: Make, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "LOGS", 5)
+    messenger = make()
+    names = [f"c{n}" for n in range(20)]
+    messenger.keep(names, seconds=60, cap=1 << 20)
+    for n in range(2):
+        messenger.write([(name, b"%d" % n) for name in names])
+    assert all(frames(messenger, name) == [b"0", b"1"] for name in names)
+    assert messenger._writers is not None
+    assert len(messenger._writers._logs) == 5
+    assert stat.S_IMODE(logs(base, "c0")[0].stat().st_mode) == 0o400  # says that it is done
+
+
+# ---- on the disk
+
+
+def test_each_batch_is_flushed_when_asked(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(writing, "_flush", flushed.append)
+    messenger, lazy = make(sync="batch"), make()
+    messenger.keep(["a", "b"], seconds=60, cap=1000)
+    for _ in range(3):
+        messenger.write([("a", b"1"), ("b", b"2"), ("a", b"3")])
+    assert len(flushed) == 6
+    lazy.write([("a", b"1")])
+    lazy.close()
+    assert len(flushed) == 6
+
+
+def test_what_was_written_is_flushed_in_time(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed = threading.Event()
+    monkeypatch.setattr(writing, "_flush", lambda fd: flushed.set())
+    messenger = make(sync=0.01)
+    messenger.keep(["a"], seconds=60, cap=1000)
+    for _ in range(3):
+        messenger.write([("a", b"1")])
+        assert flushed.wait(10)
+        flushed.clear()
+    messenger.close()
+    messenger.open()
+    messenger.write([("a", b"1")])
+    assert flushed.wait(10)
+
+
+@pytest.mark.parametrize("sync", ["batch", 0.01])
+def test_after_a_failed_flush_the_file_is_left_alone(
+    make: Make, base: Path, monkeypatch: pytest.MonkeyPatch, sync: object
+) -> None:
+    failed = threading.Event()
+
+    def fail(fd: int) -> None:
+        failed.set()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    messenger = make(sync=sync)
+    messenger.keep(["a"], seconds=60, cap=1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "_flush", fail)
+        if sync != "batch":
+            messenger.write([("a", b"1")])
+            assert failed.wait(10)
+        with messenger._writing:  # until the thread that flushes is out of it
+            pass
+        with pytest.raises(Unreachable, match=str(base)):
+            messenger.write([("a", b"1")])
+    messenger.write([("a", b"3")])
+    assert len(logs(base)) == 2
+    assert frames(messenger) == [b"1", b"3"]
+
+
+# ---- fork
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_child_writes_a_file_of_its_own_and_reads(make: Make, base: Path) -> None:
+    messenger = make(sync=0.01)
+    messenger.keep(["a"], seconds=60, cap=1 << 20)
+    messenger.write([("a", b"parent 0")])
+    assert frames(messenger) == [b"parent 0"]
+    with messenger._writing, messenger._reading, messenger._state:  # as other threads might hold them at the fork
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                messenger.wake()
+                messenger.read({"a": b""}, limit=1, wait=30)
+                for n in range(100):
+                    messenger.write([("a", b"child %d" % n)])
+                assert b"child 99" in frames(messenger)
+                messenger.close()
+                code = 0
+            finally:
+                os._exit(code)
+    for n in range(1, 100):
+        messenger.write([("a", b"parent %d" % n)])
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert len(logs(base)) == 2
+    found = frames(messenger)
+    for who in (b"parent", b"child"):
+        assert [frame for frame in found if frame.startswith(who)] == [b"%b %d" % (who, n) for n in range(100)]
+    assert [stat.S_IMODE(path.stat().st_mode) for path in logs(base)].count(0o400) == 1  # the child's alone is done
+    cursor = last(messenger)
+    messenger.wake()
+    began = time.monotonic()
+    assert messenger.read({"a": cursor}, limit=1, wait=30).messages == []
+    assert time.monotonic() - began < 5
