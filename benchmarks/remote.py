@@ -162,7 +162,8 @@ class Bench:
             client.submit_many(("bench", WORKLOAD) for _ in range(self.count))
         return self.count / seconds(
             lambda: subprocess.run(
-                [str(self.tool), "-h", "127.0.0.1", "-p", str(self.gearmand.port), "-w", "-c", str(self.count), "-f", "bench"],
+                [str(self.tool), "-h", "127.0.0.1", "-p", str(self.gearmand.port), "-w", "-c", str(self.count), "-f",
+                 "bench"],
                 stdout=subprocess.DEVNULL, check=True,
             )
         )  # fmt: skip
@@ -195,7 +196,7 @@ def main() -> int:
     parser.add_argument("--only", default="submit,drain,latency,events")
     args = parser.parse_args()
     only = args.only.split(",")
-    for round in range(args.rounds):
+    for _ in range(args.rounds):
         with ExitStack() as stack:
             bench = Bench(stack, args)
             if "submit" in only:
@@ -209,7 +210,7 @@ def main() -> int:
                 for pool in ("process", "inline"):
                     found = statistics.median(bench.latencies(pool))
                     print(
-                        f"submit to result, {pool:8} {found * 1e6:6.0f} µs   raw foreground {raw * 1e6:6.0f} µs   {found / raw:.2f} x"
+                        f"to result, {pool:8} {found * 1e6:4.0f} µs  raw {raw * 1e6:4.0f} µs  {found / raw:.2f} x"
                     )
             if "events" in only:
                 rate, way = bench.events()
