@@ -209,9 +209,7 @@ def main() -> int:
                 raw = statistics.median(bench.raw_latencies())
                 for pool in ("process", "inline"):
                     found = statistics.median(bench.latencies(pool))
-                    print(
-                        f"to result, {pool:8} {found * 1e6:4.0f} µs  raw {raw * 1e6:4.0f} µs  {found / raw:.2f} x"
-                    )
+                    print(f"to result, {pool:8} {found * 1e6:4.0f} µs  raw {raw * 1e6:4.0f} µs  {found / raw:.2f} x")
             if "events" in only:
                 rate, way = bench.events()
                 print(f"events {rate:10,.0f}/s, paced p50 {way * 1e3:.2f} ms")

@@ -140,7 +140,9 @@ class Taker:
             self._taking = True
             try:
                 wait = min(queue.traits.max_wait, WAIT, queue.lease / 3)
-                leases = queue.take(queues, limit=room, wait=0.0 if self._outcomes or self._draining else wait)
+                if self._outcomes or self._draining or not self.connected:  # the first look says that the queue answers
+                    wait = 0.0
+                leases = queue.take(queues, limit=room, wait=wait)
             finally:
                 self._taking = False
             if not self.connected:

@@ -147,7 +147,7 @@ class Worker:
                 self._turn.wait()
                 self._turn.clear()
             if self._state == "running":
-                log.warning("%s: draining, at most %g s; a second signal stops at once", self.name, self.grace)
+                log.info("%s: draining, at most %g s; a second signal stops at once", self.name, self.grace)
                 hard = self._drain(lambda: self._signals > 1)
                 self._end(hard)
                 return 128 + received[-1] if hard else 0
