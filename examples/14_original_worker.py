@@ -29,7 +29,8 @@ def main():
         print("squares:", [square for _, square in results])
         print("run by somebody else:", all(pid not in (os.getpid(), program.pid) for pid, _ in results))
         program.terminate()
-        print("the worker ended with", program.wait())
+        program.communicate()
+        print("the worker ended with", program.returncode)
 
 
 if __name__ == "__main__":
