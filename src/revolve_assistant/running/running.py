@@ -272,7 +272,7 @@ class Running:
             check_name(name)
             write(self, name, args)
 
-    def write_elsewhere(self, address: str, name: str, args: tuple[Any, ...]) -> None:
+    def _write_elsewhere(self, address: str, name: str, args: tuple[Any, ...]) -> None:
         """Send an event to the messenger at an address: what `write_to` comes to."""
         port = self._port
         if port is None:

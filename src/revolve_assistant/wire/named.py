@@ -62,7 +62,7 @@ class NamedMessenger:
 
     def write_event(self, running: Any, name: str, args: tuple[Any, ...]) -> None:
         """Called by `Running.write_to`, in whatever runs the callable."""
-        running.write_elsewhere(self.address, name, args)
+        running._write_elsewhere(self.address, name, args)
 
     def __reduce__(self) -> Any:
         if _met.found is not None:
