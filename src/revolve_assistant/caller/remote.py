@@ -38,6 +38,7 @@ MAX_PENDING = 100_000
 BATCH = 500  # tasks handed to the queue at once
 EXPIRY = 7 * 86400.0  # seconds after which nobody runs a task any more
 PAUSES = (0.05, 5.0)  # seconds between attempts to reach a server: first, most
+LINGER = 1.0  # seconds after the last task during which the inbox is still read
 FLUSH = 5.0  # seconds that `close` waits for what was submitted
 
 
@@ -480,13 +481,21 @@ class Remote:
     def _read(self) -> None:
         main = self.main
         wait = 30.0 if main.messenger.traits.waits else 0.5
+        idle = 0.0  # since when there is nothing to read for, monotonic seconds
         while True:
             with self._lock:
-                while not self._closing and (main.fresh or not (self.jobs or self._stacks)):
+                while not self._closing:
+                    wanted = bool(self.jobs or self._stacks)
+                    if wanted:
+                        idle = 0.0
+                    elif not idle:
+                        idle = monotonic()
+                    if not main.fresh and (wanted or monotonic() - idle < LINGER):
+                        break  # soon after one task there is often another: its start need not wake this thread first
                     self._work.wait()
                 if self._closing:
                     return
-            self.take(main, wait)
+            self.take(main, wait if wanted else LINGER / 2)
 
     def take(self, box: Mailbox, wait: float) -> int:
         """Read a mailbox and report what came; the number of messages. Raises `Unreachable`."""
