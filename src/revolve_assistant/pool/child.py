@@ -29,6 +29,7 @@ from ..running.body import run
 from ..running.outbox import Outbox
 from ..running.running import ATOMS, Message, Running
 from . import board as at
+from . import copies
 from .function import Function, again
 from .reports import (
     BUFFERS,
@@ -130,7 +131,12 @@ class Child:
 
     # --- the control thread
 
-    def listen(self) -> None:
+    def begin_listening(self) -> None:
+        from .threads import serving
+
+        serving.add(start_new_thread(self._listen, ()))
+
+    def _listen(self) -> None:
         """Read the control socket until the supervisor is gone, then take the whole process group along."""
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -336,11 +342,15 @@ class PlainChild(Child):
 
     def _insist(self, seq: int) -> None:
         """Signal the main thread again while it was in the middle of our own code when the signal came."""
+        from .threads import serving
+
+        serving.add(get_ident())
         while self.words[at.ENDED] < seq:
             sleep(0.005)
             if self.deferred:
                 self.deferred = False
                 signal.pthread_kill(self.main_thread, signal.SIGINT)
+        serving.discard(get_ident())
 
     def serve(self) -> None:
         pending, waiting = self.pending, self.waiting
@@ -426,8 +436,8 @@ class PlainChild(Child):
                     value = run(running, function.kind, fn, args, kwargs)
             finally:
                 self.inside = False
-            if _copy:
-                _end_copy(False)
+            if copies.here:
+                copies.end(False)
             if running._noticed:
                 self.cancelled(seq, started, "flag")
             else:
@@ -435,8 +445,8 @@ class PlainChild(Child):
         except CancelSignal:
             self.cancelled(seq, started, "exception" if self.interrupted or self.deferred else "flag")
         except BaseException as error:
-            if _copy:
-                _end_copy(True)
+            if copies.here:
+                copies.end(True)
             self.error(seq, started, error, again(function, extras, attempt, error))
         finally:
             fn = args = kwargs = value = None
@@ -468,16 +478,16 @@ class PlainChild(Child):
                     self.inside = True
                     args = item if whole else loads(item)
                     value = fn(*args) if plain else run(running, function.kind, fn, args, {})
-                    if _copy:
-                        _end_copy(False)
+                    if copies.here:
+                        copies.end(False)
                     record = plain_record((ITEM_PLAIN, seq, index, value), value)
                     if record is None:
                         record = _encode((ITEM_RESULT, seq, index, in_band(value)))
                     self.inside = False
                 except BaseException as error:
                     self.inside = False
-                    if _copy:
-                        _end_copy(True)
+                    if copies.here:
+                        copies.end(True)
                     from ..wire.remote import pack_error
 
                     if isinstance(error, CancelSignal):
@@ -502,16 +512,12 @@ def main(tasks_fd: int, control_fd: int, board_fd: int, life_fd: int) -> None:
         os.set_inheritable(fd, False)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])  # what the caller blocks or ignores is the caller's affair
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _bind_life(life_fd)
-    import faulthandler
-
-    faulthandler.enable(board_fd, all_threads=False)
-    if hasattr(faulthandler, "register"):
-        faulthandler.register(signal.SIGUSR1, board_fd, all_threads=True)
+    bind_life(life_fd)
+    write_stacks(board_fd)
     tasks = socket(fileno=tasks_fd)
     control = socket(fileno=control_fd)
     board = at.Board(board_fd)
-    os.register_at_fork(after_in_child=_forked)
+    copies.notice()
     pending = bytearray()
     messages: list[Any] = []
     while not messages:
@@ -538,33 +544,21 @@ def main(tasks_fd: int, control_fd: int, board_fd: int, life_fd: int) -> None:
     # costs the first task nothing.
     import threading  # noqa: F401
 
-    start_new_thread(child.listen, ())
+    child.begin_listening()
     child.serve()
     child.leave()
 
 
-_copy = False  # this process was forked by a callable
+def write_stacks(board_fd: int) -> None:
+    """At a crash, and on SIGUSR1, the stacks go behind the board."""
+    import faulthandler
+
+    faulthandler.enable(board_fd, all_threads=False)
+    if hasattr(faulthandler, "register"):
+        faulthandler.register(signal.SIGUSR1, board_fd, all_threads=True)
 
 
-def _forked() -> None:
-    """A process that the callable forked shares our board and sockets: it must not speak through them."""
-    global _copy  # noqa: PLW0603 - a fact of this process
-    _copy = True
-    api.in_process = None
-
-
-def _end_copy(failed: bool) -> None:
-    """A callable that forked has returned in the copy too: that ends here, as a program would."""
-    try:
-        if failed:
-            sys.excepthook(*sys.exc_info())
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(1 if failed else 0)
-
-
-def _bind_life(fd: int) -> None:
+def bind_life(fd: int) -> None:
     """Die with the supervisor, by the kernel's hand where it has F_SETSIG (Linux); else the control thread sees it."""
     import fcntl
 

@@ -34,6 +34,8 @@ PLAIN = ("plain", "generator")  # kinds that run one at a time, in children of t
 class Feeder:
     """Part of the supervisor; works under its lock, but for `inbox`."""
 
+    plain: tuple[str, ...] = PLAIN
+
     def __init__(self, supervisor: Supervisor) -> None:
         self.supervisor = supervisor
         self.inbox: deque[Job] = deque()  # submitted, not yet in a lane
@@ -48,7 +50,7 @@ class Feeder:
 
     def drop(self, job: Job) -> None:
         """The job ended while it waited."""
-        self.lanes["plain" if job.parcel.work.function.kind in PLAIN else "async"].drop(job)
+        self.lanes["plain" if job.parcel.work.function.kind in self.plain else "async"].drop(job)
 
     def take_in(self) -> None:
         """Sort what was submitted into the lanes; give to idle children what they can have at once."""
@@ -57,9 +59,9 @@ class Feeder:
         while inbox:
             job = inbox[0]
             kind = job.parcel.work.function.kind
-            if kind in PLAIN and job.child is not None:
+            if kind in self.plain and job.child is not None:
                 inbox.popleft()  # given a moment ago, by a thread that a signal interrupted right here
-            elif kind in PLAIN:
+            elif kind in self.plain:
                 if self.idle and not self.lanes["plain"].count and not self.supervisor.closing:
                     self.give(self.idle[-1], [job])
                     inbox.popleft()
@@ -259,7 +261,7 @@ class Feeder:
             job.state, job.child, job.seq = WAITING, None, 0
             if job.reason:
                 self.supervisor.end(job, self.supervisor.ladder.ended(job, "unstarted"))
-            elif job.parcel.work.function.kind in PLAIN:
+            elif job.parcel.work.function.kind in self.plain:
                 plain.append(job)
             else:
                 self.lanes["async"].push(job)

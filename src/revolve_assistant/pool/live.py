@@ -37,6 +37,7 @@ from .reports import (
     REPORT_WANT,
     WANT,
 )
+from .threads import at_work
 
 _decode = msgspec.msgpack.Decoder().decode
 
@@ -115,10 +116,14 @@ class LiveEngine(Engine):
     worker = "thread"
 
     def __init__(self) -> None:
+        self.closing = False
+        self.begin()
+
+    def begin(self) -> None:
+        """The state of an engine that has nothing to do yet, in a process of its own."""
         self.lock = threading.RLock()
         self.pump = Pump("revolve-clock")
         self.jobs: dict[str, LiveJob] = {}
-        self.closing = False
 
     def open(self) -> None:
         pass
@@ -219,7 +224,9 @@ class LiveEngine(Engine):
             job.messages = []
             job.running = running
             job.started = job.heard = monotonic()
-            job.thread = threading.get_ident()
+            job.thread = thread = threading.get_ident()
+        outer = at_work.get(thread)
+        at_work[thread] = work.function.name
         job.sink.deliver([(parcel, REPORT_STARTED, f"{self.worker}:{threading.current_thread().name}", time())])
         self._mind(job)
         token = api.in_context.set(running)
@@ -243,6 +250,10 @@ class LiveEngine(Engine):
         finally:
             api.in_context.reset(token)
             job.thread = None
+            if outer is None:
+                at_work.pop(thread, None)
+            else:
+                at_work[thread] = outer
         self.end(job, report)
 
     def _call(self, running: Running, parcel: Parcel, work: Any) -> Any:
@@ -306,9 +317,10 @@ class LiveEngine(Engine):
             self._overdue(job, TaskStalled(f"{job.parcel.work.function.name} sent no event for stall={stall:g} s"))
 
     def after_fork(self) -> None:
-        """In a forked child: nothing of the parent's is used here."""
-        self.closing = True
+        """In a forked child: what runs is the parent's; here everything starts afresh."""
+        self._inherited = vars(self).copy()  # not freed: that would touch, and so copy, what is shared with the parent
         self.pump.after_fork()
+        self.begin()
 
     def close(self) -> None:
         with self.lock:

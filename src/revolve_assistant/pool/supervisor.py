@@ -25,10 +25,10 @@ from ..engine import Engine, EngineState, Parcel, Sink
 from ..errors import TaskLost, Unreachable, UsageError
 from ..traits import Traits
 from . import board as at
-from .feeder import PLAIN, Feeder
+from .feeder import Feeder
 from .jobs import ENDED, SENT, Job
-from .ladder import Ladder
-from .process import ChildProcess, child_environment
+from .ladder import Ladder, check_deadlines
+from .process import ChildProcess, child_environment, start_child
 from .pump import READ, WRITE, Pump
 from .reports import (
     CANCELLED,
@@ -112,18 +112,26 @@ class Supervisor(Engine):
         self.memory_limit = (
             parse_memory(memory_limit) if memory_limit is not None else default_memory_limit(self.max_workers)
         )
+        self.deadlines = check_deadlines(ladder)
+        self.closing = False
+        self.begin()
+
+    def begin(self) -> None:
+        """The state of a supervisor that has nothing to do yet, in a process of its own."""
         self.lock = threading.RLock()
         self.children: list[ChildProcess] = []
         self.pump = Pump("revolve-pump")
-        self.ladder = Ladder(self, ladder)
+        self.ladder = Ladder(self, self.deadlines)
         self.watch = Watch(self)
-        self.feeder = Feeder(self)
+        self.feeder = self.make_feeder()
         self._growing = True  # more children may be wanted
         self._open: dict[str, Job] = {}  # jobs by id that have not ended
         self.reports: list[tuple[Sink, Any]] = []
         self._delivering = threading.Lock()
-        self.closing = False
         self._starting = {"plain": 0, "async": 0}
+
+    def make_feeder(self) -> Feeder:
+        return Feeder(self)
 
     # --- the contract
 
@@ -141,7 +149,7 @@ class Supervisor(Engine):
             job = parcel._ = Job(parcel, sink)
             self._open[parcel.id] = job
             self.feeder.inbox.append(job)
-            if parcel.work.function.kind not in PLAIN:
+            if parcel.work.function.kind not in self.feeder.plain:
                 coroutines = True
         # Without the lock, so that a caller in a loop does not wait for the pump: who makes a child idle looks into
         # the inbox afterwards, so one of the two sees the other.
@@ -208,14 +216,14 @@ class Supervisor(Engine):
         self.deliver()
 
     def after_fork(self) -> None:
-        """In a forked child: the children are the parent's. Close our copies of what leads to them."""
-        self.closing = True
+        """In a forked child: the children are the parent's. Close our copies of what leads to them, start afresh."""
+        self._inherited = vars(self).copy()  # not freed: that would touch, and so copy, what is shared with the parent
         for child in self.children:
             child.popen.returncode = 0  # so that nobody here waits for it
             child.close()
-        self.children, self.feeder.idle = [], []
         self.feeder.close()
         self.pump.after_fork()
+        self.begin()
 
     # --- what the client asks of a running task
 
@@ -336,7 +344,7 @@ class Supervisor(Engine):
             if self.closing or not (expected or self.feeder.lanes[kind].count):
                 return
             try:
-                child = ChildProcess(
+                child = start_child(
                     kind,
                     child_environment(max(1, usable_cpus() // self.max_workers)),
                     {
@@ -354,12 +362,16 @@ class Supervisor(Engine):
                         self._cannot_start(error, [job])
                         self.want_children()
             else:
-                self.children.append(child)
-                self.pump.watch(child.tasks.fileno(), READ if not child.out else READ | WRITE, listener(self, child))
-                self.pump.watch(child.control.fileno(), READ, lambda _mask: self._hear_control(child))
-                if child.pidfd >= 0:
-                    self.pump.watch(child.pidfd, READ, lambda _mask: self.watch.gone(child))
+                self.adopt(child)
         self.deliver()
+
+    def adopt(self, child: ChildProcess) -> None:
+        """From now on the pump hears the child."""
+        self.children.append(child)
+        self.pump.watch(child.tasks.fileno(), READ if not child.out else READ | WRITE, listener(self, child))
+        self.pump.watch(child.control.fileno(), READ, lambda _mask: self._hear_control(child))
+        if child.pidfd >= 0:
+            self.pump.watch(child.pidfd, READ, lambda _mask: self.watch.gone(child))
 
     def retire(self, child: ChildProcess) -> None:
         """Ask a child without tasks to end."""
@@ -372,7 +384,7 @@ class Supervisor(Engine):
             self.feeder.idle.remove(child)
         if not child.write([(STOP,)]):
             self.pump.change(child.tasks.fileno(), READ | WRITE)
-        self.pump.at(monotonic() + LINGER, child.kill)
+        child.farewell = self.pump.at(monotonic() + LINGER, child.kill)
 
     # --- hearing
 

@@ -239,8 +239,9 @@ class Watch:
         text = f"it was {text}" if number is not None else f"it {text}"
         never = not child.ready and not child.stopping and not supervisor.closing
         child.jobs.clear()
-        if child.check is not None:
-            child.check.cancel()
+        for timer in (child.check, child.farewell):
+            if timer is not None:
+                timer.cancel()
         child.close()
         supervisor.grow()
         if child in supervisor.children:

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from ..event import Progress
+from ..pool.threads import OurThread
 from .escape import printable
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ class Bars:
         self._measure()
         self._live.start()
         self._stop.clear()
-        self._painter = threading.Thread(target=self._paint, name="revolve bars", daemon=True)
+        self._painter = OurThread(self._paint, "revolve bars")
         self._painter.start()
         return self
 
