@@ -20,7 +20,7 @@ import pytest
 from revolve_assistant import Client, TaskCancelled, TaskLost, Worker, current_task, emit, track
 from revolve_assistant.testing.servers import Gearmand, Memcached
 
-ENGINES = ["memory", "gearman", "process", "thread"]
+ENGINES = ["memory", "gearman", "process", "fork", "thread"]
 MESSENGERS = ["memory", "gearman", "memcached", "filesystem"]
 QUEUES = {"memory", "gearman"}
 

@@ -21,11 +21,11 @@ Story = tuple[Any, Any, Any, str]  # messenger, client and worker configuration,
 make = Make()
 
 
-@pytest.fixture(params=["process", "thread", "inline", "memory", "gearman", "gearman, memory"])
+@pytest.fixture(params=["process", "fork", "thread", "inline", "memory", "gearman", "gearman, memory"])
 def story(request: pytest.FixtureRequest, need: Any) -> Iterator[Story]:
     """A way to run the original's examples: which messenger, which engine."""
     name: str = request.param
-    if name in ("process", "thread", "inline"):
+    if name in ("process", "fork", "thread", "inline"):
         yield f"memory://{name}", {"provider": name}, None, name
     elif name == "memory":
         config = {"provider": "memory", "memory": {"name": "make"}}

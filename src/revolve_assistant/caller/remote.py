@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ..engine import EngineState, Parcel, Sink
 from ..errors import NotCarriable, Overloaded, ProviderError, Unreachable, Unsupported, Untrusted, UsageError
 from ..pool.reports import REPORT_CANCELLED, REPORT_RAISED
+from ..pool.threads import OurThread
 from ..wire import control, envelope
 from ..wire import frames as wire
 from ..wire.seal import Purpose
@@ -280,10 +281,10 @@ class Remote:
         with self._lock:
             if self.sender is not None or self._closing:
                 return
-            self.sender = threading.Thread(target=self._run, args=(self._send,), name="revolve-sender", daemon=True)
+            self.sender = OurThread(self._run, "revolve-sender", (self._send,))
             self.sender.start()
             if not self.driven:
-                self.reader = threading.Thread(target=self._run, args=(self._read,), name="revolve-reader", daemon=True)
+                self.reader = OurThread(self._run, "revolve-reader", (self._read,))
                 self.reader.start()
 
     def _run(self, loop: Callable[[], None]) -> None:

@@ -25,7 +25,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import CancelSignal
-from ..running import api
 from ..running.body import run_async
 from ..wire.share import unshare
 from . import board as at
@@ -48,10 +47,10 @@ SEQ = 1  # of its only task
 class Inherited:
     """The callable, as `child.Function` would hold it."""
 
-    __slots__ = ("fn", "kind", "name")
+    __slots__ = ("fn", "kind", "missing", "name")
 
-    def __init__(self, name: str, kind: str, fn: Callable[..., Any]) -> None:
-        self.name, self.kind, self.fn = name, kind, fn
+    def __init__(self, name: str, kind: str, fn: Callable[..., Any], missing: bool = False) -> None:
+        self.name, self.kind, self.fn, self.missing = name, kind, fn, missing
 
     def load(self) -> Callable[..., Any]:
         return self.fn
@@ -69,19 +68,29 @@ class ForkedChild(PlainChild):
         """From the start to the result, which is sent."""
         parcel = self.parcel
         name, kind = parcel.work.function.name, parcel.work.function.kind
-        fn = parcel.work.live[0]
+        missing = False
+        try:
+            fn = parcel.work.live[0]
+        except Exception as error:  # a worker's, which unpickles it here
+            missing, kind, fn = True, "plain", _raising(error)
         if initializer is not None:
             fn = self._after(initializer, fn)
         if kind not in ("plain", "generator"):
             kind, fn = "plain", self._in_loop(kind, fn)
-        self.functions[0] = Inherited(name, kind, fn)  # type: ignore[assignment]
-        capture = parcel.options is not None and parcel.options.capture
-        extras = {"capture": True} if capture else None
+        self.functions[0] = Inherited(name, kind, fn, missing)  # type: ignore[assignment]
+        extras: dict[str, Any] = {}
+        if parcel.options is not None and parcel.options.capture:
+            extras["capture"] = True
+        retry = getattr(parcel.options, "retry", None)
+        if retry is not None:
+            extras["retry"] = retry
         # In a context of its own: the thread that forked may itself be in the middle of a task.
-        Context().run(self.task, [TASK, SEQ, parcel.id, 0, b"", parcel.attempt, extras])
+        Context().run(self.task, [TASK, SEQ, parcel.id, 0, b"", parcel.attempt, extras or None])
         self.outbox.flush()
 
     def arguments(self, seq: int, payload: bytes, extras: dict[str, Any] | None) -> Any:
+        if self.functions[0].missing:
+            return (), {}
         _, args, kwargs = self.parcel.work.live
         return unshare(args, kwargs)
 
@@ -139,6 +148,13 @@ class ForkedChild(PlainChild):
         self.interrupted = True
         with contextlib.suppress(RuntimeError):  # its loop is closed
             task.get_loop().call_soon_threadsafe(task.cancel)
+
+
+def _raising(error: Exception) -> Callable[..., Any]:
+    def fails(*_args: Any, **_kwargs: Any) -> Any:
+        raise error
+
+    return fails
 
 
 def live(child: ChildProcess, ends: Ends, parcel: Parcel, initializer: Any, renew: Callable[[], None]) -> NoReturn:

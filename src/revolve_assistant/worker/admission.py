@@ -29,23 +29,25 @@ log = logging.getLogger("revolve_assistant")
 REMEMBERED = 65536  # tasks that ended here and are not run again
 
 
-class Unimportable(Exception):
+class Unimportable(ImportError):
     """The function's module, or the function in it, is not there."""
 
 
 class Carried(Work):
     """A call that an engine of this process unpickles when it runs it, where a child would do so itself."""
 
-    __slots__ = ()
+    __slots__ = ("_unpickled",)
 
     @property
     def live(self) -> Any:
-        try:
-            fn = loads(self.function.body)
-        except (ImportError, AttributeError) as error:
-            raise Unimportable(f"{type(error).__name__}: {error}") from error
-        args, kwargs = loads(self.payload, buffers=self.buffers)
-        return fn, args, kwargs
+        found = getattr(self, "_unpickled", None)
+        if found is None:
+            try:
+                fn = loads(self.function.body)
+            except (ImportError, AttributeError) as error:
+                raise Unimportable(f"{type(error).__name__}: {error}") from error
+            found = self._unpickled = (fn, *loads(self.payload, buffers=self.buffers))
+        return found
 
     @live.setter
     def live(self, value: Any) -> None:

@@ -14,6 +14,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Overloaded, ProviderError, UsageError
+from ..pool.threads import OurThread
 from ..wire import frames as wire
 from ..wire.remote import pack_error
 from ..wire.seal import Purpose
@@ -46,7 +47,7 @@ class Speaker:
         self.away_since = 0.0  # monotonic seconds since when the messenger does not answer; 0: it does
         self.written = 0  # events
         self._busy = False  # much was said last time
-        self.thread = threading.Thread(target=self._run, name="revolve-speaker", daemon=True)
+        self.thread = OurThread(self._run, "revolve-speaker")
 
     def start(self) -> None:
         self.thread.start()

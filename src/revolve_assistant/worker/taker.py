@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..engine import Lease, Outcome
 from ..errors import Overloaded, ProviderError, Unreachable
+from ..pool.threads import OurThread
 
 if TYPE_CHECKING:
     from .held import Held
@@ -49,7 +50,7 @@ class Taker:
         self._measured = monotonic()
         self._rate = 0.0  # ends a second
         self._extended = 0.0
-        self.thread = threading.Thread(target=self._run, name="revolve-taker", daemon=True)
+        self.thread = OurThread(self._run, "revolve-taker")
 
     def start(self) -> None:
         self.thread.start()
