@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -19,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from revolve_assistant.errors import Overloaded, ProtocolError, ProviderError, Unreachable, UsageError
+from revolve_assistant.messenger import Message
 from revolve_assistant.providers.filesystem import Messenger, folder, network, reading, record
 
 ROOT = os.geteuid() == 0
@@ -316,6 +318,45 @@ def test_a_full_disk_is_an_error_that_names_the_path_and_passes(small_disk: Path
     assert in_order(frames(make(small_disk / "messages")))
 
 
+@pytest.mark.parametrize("cut_back", [True, False])
+def test_a_write_that_fails_at_any_byte_is_gone_on_with(
+    make: Make, base: Path, monkeypatch: pytest.MonkeyPatch, cut_back: bool
+) -> None:
+    batch = [b"1", b"22", b"333"]
+    size = sum(record.HEADER + len(frame) for frame in batch)
+    usual, truncate = os.pwrite, os.ftruncate
+    reader, writer = make(), make()
+    for limit in range(size):
+        reader.forget("a")
+        reader.keep(["a"], seconds=600, cap=1 << 20)
+        writer.write([("a", b"0")])
+        seen: list[Message] = []
+
+        def pwrite(fd: int, data: bytes, offset: int, left: list[int] = [limit]) -> int:  # noqa: B006
+            if not left[0]:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            count = usual(fd, data[: left[0]], offset)
+            left[0] -= count
+            return count
+
+        def ftruncate(fd: int, length: int, seen: list[Message] = seen) -> None:
+            seen += reader.read({"a": b""}, limit=9, wait=0).messages  # at the worst moment
+            if not cut_back:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            truncate(fd, length)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", pwrite)
+            patch.setattr(os, "ftruncate", ftruncate)
+            with pytest.raises(Overloaded, match=str(base)):
+                writer.write([("a", frame) for frame in batch])
+        writer.write([("a", frame) for frame in batch])
+        before = [message.frame for message in seen]
+        assert before == [b"0", *batch[: len(before) - 1]]
+        assert frames(reader, cursor=seen[-1].cursor) == batch, limit
+        assert frames(make()) == [*before, *batch], limit
+
+
 def test_forgetting_makes_room_on_a_full_disk(small_disk: Path, make: Make) -> None:
     writer = make(small_disk / "messages")
     writer.keep(["a"], seconds=600, cap=1 << 18)
@@ -527,8 +568,9 @@ def test_everybody_makes_renews_and_removes_one_channel_at_once(
         thread.join()
     assert failures == []
     monkeypatch.setattr(folder, "SETTLED", -1.0)  # what could not be removed because somebody was still at it
+    monkeypatch.setattr(folder, "SWEEP_EVERY", 0.0)
     make().keep(["a"], seconds=600, cap=1000)
-    assert {path.name for path in base.iterdir()} == {"clock", folder.hash_of("a")}
+    assert {path.name for path in base.iterdir()} == {"clock", "swept", folder.hash_of("a")}
 
 
 # ---- Ctrl-C at the worst moment
@@ -881,6 +923,8 @@ def test_a_queue_of_inotify_that_overflows_loses_nothing(make: Make) -> None:
     names = ["a", "b", "c"]
     reader.keep(names, seconds=600, cap=1 << 30)
     reader.read(dict.fromkeys(names, b""), limit=1, wait=0)
+    assert reader._reader is not None
+    reader._reader._every = 1e9  # it does not look by itself
     count = 8000  # of each: more than the queue holds
     for n in range(count):
         writer.write([(name, b"%d" % n) for name in names])
@@ -888,11 +932,40 @@ def test_a_queue_of_inotify_that_overflows_loses_nothing(make: Make) -> None:
     found: dict[str, list[int]] = {name: [] for name in names}
     while any(len(each) < count for each in found.values()):
         batch = reader.read(cursors, limit=1000, wait=5)
-        assert batch.messages
+        assert batch.messages, {name: len(each) for name, each in found.items()}
         for message in batch.messages:
             found[message.channel].append(int(message.frame))
             cursors[message.channel] = message.cursor
     assert all(each == list(range(count)) for each in found.values())
+
+
+def test_a_channel_made_anew_while_a_reader_begins_is_watched(make: Make) -> None:
+    writer, reader = make(), make()
+    reader.keep(["a"], seconds=600, cap=1000)
+    reader.read({}, limit=1, wait=0)
+    assert reader._reader is not None
+    inotify = reader._reader._inotify
+    if inotify is None:
+        pytest.skip("no inotify")
+    usual = inotify.add
+
+    def add(path: str) -> int | None:
+        watch = usual(path)
+        inotify.add = usual  # type: ignore[method-assign]
+        writer.forget("a")
+        writer.keep(["a"], seconds=600, cap=1000)
+        return watch
+
+    inotify.add = add  # type: ignore[method-assign]
+    assert reader.read({"a": b""}, limit=1, wait=0).messages == []
+    reader._reader._every = 1e9  # it does not look by itself
+    later = threading.Timer(0.02, writer.write, [[("a", b"x")]])
+    later.start()
+    began = time.monotonic()
+    while not (found := reader.read({"a": b""}, limit=1, wait=10).messages):
+        assert time.monotonic() - began < 5
+    assert found[0].frame == b"x"
+    later.join()
 
 
 def test_what_nobody_tells_of_is_found_by_looking(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

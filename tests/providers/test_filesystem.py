@@ -148,7 +148,7 @@ def test_names_never_become_paths(make: Make, base: Path) -> None:
     for name in names:
         assert frames(messenger, name) == [name.encode("utf-8", "surrogatepass")]
     assert [path.name for path in base.parent.iterdir()] == ["messages"]
-    assert {len(path.name) for path in base.iterdir()} == {32, len("clock")}
+    assert {len(path.name) for path in base.iterdir()} == {32, len("clock"), len("swept")}
 
 
 def test_a_cursor_holds_a_position_for_each_writer(make: Make) -> None:
@@ -363,13 +363,16 @@ def test_the_sweep_removes_what_has_expired_and_what_was_left_half_done(
     messenger.write([(name, b"x") for name in names])
     for name in names:
         end_lease(base, name)
+    make()  # somebody has just swept
+    assert len(list(base.iterdir())) == len(names) + 3
+    monkeypatch.setattr(folder, "SWEEP_EVERY", 0.0)
     (base / "not ours").mkdir()
     (base / f"new-{'0' * 16}").mkdir()
     (base / f"gone-{'1' * 16}").mkdir()
     (base / f"gone-{'1' * 16}" / "left").touch()
     (base / ("e" * 32)).mkdir()
     make()  # sweeps at its opening
-    left = {"clock", "not ours", folder.hash_of("stays")}
+    left = {"clock", "swept", "not ours", folder.hash_of("stays")}
     young = {f"new-{'0' * 16}", f"gone-{'1' * 16}", "e" * 32}  # somebody may be at work on these
     assert {path.name for path in base.iterdir()} == left | young
     monkeypatch.setattr(folder, "SETTLED", -1.0)
@@ -383,6 +386,7 @@ def test_a_writer_sweeps_now_and_then(make: Make, base: Path, monkeypatch: pytes
     end_lease(base)
     messenger.write([("b", b"x")])
     assert place(base).exists()
+    monkeypatch.setattr(folder, "SWEEP_EVERY", 0.0)
     monkeypatch.setattr("revolve_assistant.providers.filesystem.messenger.SWEEP_EVERY", 0.0)
     messenger.write([("b", b"x")])
     assert not place(base).exists()

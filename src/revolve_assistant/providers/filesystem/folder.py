@@ -2,6 +2,7 @@
 
     dir/                          0700, and ours
       clock                       touched to learn what time the file system has
+      swept                       touched by who begins to remove what has expired
       <hash of a name>/           a channel; every file in it belongs to one incarnation
         lease                     its incarnation; the file's modification time is when the lease ends
       cap                       bytes, in decimal
@@ -38,6 +39,7 @@ from .record import INCARNATION, lease_of, pack_lease
 SETTLED = 60.0  # seconds after which what was left half made or half removed is nobody's work any more
 GRACE = 5.0  # seconds that an expired channel stays for those whose look at the clock is old
 CLOCK_EVERY = 30.0  # seconds
+SWEEP_EVERY = 60.0  # seconds between rounds through all channels, whoever makes them
 CENTURY = 100 * 365 * 86400.0  # the longest lease in seconds
 COARSE = 2_000_000_000  # ns, the coarsest time of a file that there is
 TRIES = 20
@@ -362,9 +364,11 @@ class Folder:
                     return
 
     def sweep(self, seconds: float) -> bool:
-        """Remove channels that have expired, for about so long. True when all have been looked at."""
+        """Remove channels that have expired, for about so long. True when all have been looked at, by us or others."""
         deadline = time.monotonic() + seconds
         if not self._unswept:
+            if not self._turn():
+                return True
             self._unswept = [each for each in os.listdir(self.fd) if _CHANNEL.match(each) or _ASIDE.match(each)]
         while self._unswept:
             name = self._unswept.pop()
@@ -377,6 +381,18 @@ class Folder:
             if time.monotonic() > deadline:
                 break
         return not self._unswept
+
+    def _turn(self) -> bool:
+        """Whether nobody has begun to sweep for a while; then we do."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat("swept", dir_fd=self.fd).st_mtime_ns + SWEEP_EVERY * 1e9 > self.now():
+                return False
+        fd = os.open("swept", UPDATE | os.O_CREAT, 0o600, dir_fd=self.fd)
+        try:
+            os.utime(fd)
+        finally:
+            os.close(fd)
+        return True
 
     def _dead(self, name: str) -> bool:
         try:

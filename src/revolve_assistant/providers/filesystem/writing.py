@@ -293,7 +293,7 @@ class Writers:
             if os.fstat(fd).st_size == log.size:
                 return fd
             os.close(fd)  # somebody else was at it
-            log.begin(log.identity, log.segment + 1)
+            self._next_segment(log)
         with folder.channel(log.name) as within:
             lease = folder.lease_in(within)
             if lease is None or lease.incarnation != log.incarnation:
