@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
 import stat
 import threading
 import time
@@ -11,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from revolve_assistant.errors import ClientClosed, Unreachable, UsageError
 from revolve_assistant.providers import registry
@@ -301,6 +305,60 @@ def test_a_reader_at_the_start_goes_over_to_the_new_channel(make: Make) -> None:
     other.keep(["a"], seconds=60, cap=1 << 20)
     writer.write([("a", b"x")])
     assert frames(reader) == [b"x"]
+
+
+def test_any_cursor_goes_on_exactly_where_it_stands(base: Path) -> None:
+    """Whoever wrote, rolled, closed, forgot or read meanwhile; with cursors made from cursors."""
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2), st.integers(1, 9)), max_size=60))
+    def check(steps: list[tuple[int, int, int]]) -> None:
+        shutil.rmtree(base, ignore_errors=True)
+        sent: list[list[bytes]] = [[], [], []]
+        positions = [(b"", [0, 0, 0])]  # cursors, and how many of each writer come before them
+        forgotten = [0, 0, 0]
+        with contextlib.ExitStack() as stack:
+
+            def fresh() -> Messenger:
+                messenger = Messenger(base)
+                stack.callback(messenger.close)
+                messenger.open()
+                return messenger
+
+            reader, writers = fresh(), [fresh(), fresh(), fresh()]
+            reader.keep(["a"], seconds=600, cap=1 << 24)
+            for what, who, count in steps:
+                if what < 4:
+                    frames = [b"%d %d" % (who, len(sent[who]) + n) for n in range(count)]
+                    writers[who].write([("a", frame) for frame in frames])
+                    sent[who] += frames
+                elif what < 5:
+                    writers[who].close()
+                    writers[who].open()
+                elif what < 6:
+                    cursor, before = positions[(who * 9 + count) % len(positions)]
+                    if cursor:
+                        fresh().forget("a", cursor)
+                        forgotten = [max(pair) for pair in zip(forgotten, before, strict=True)]
+                else:
+                    cursor, before = positions[(who * 9 + count) % len(positions)]
+                    start = [max(pair) for pair in zip(forgotten, before, strict=True)]
+                    here = fresh() if what < 8 else reader
+                    messages = here.read({"a": cursor}, limit=100_000 if who else count, wait=0).messages
+                    now = list(start)
+                    for message in messages:
+                        own = int(message.frame[:1])
+                        assert message.frame == sent[own][now[own]]
+                        now[own] += 1
+                    if who:
+                        assert now == [len(each) for each in sent]
+                    if messages:
+                        positions.append((messages[-1].cursor, now))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writing, "SEGMENT", 300)
+        patch.setattr(writing, "LEAST_SEGMENT", 1)
+        check()
 
 
 # ---- leases
