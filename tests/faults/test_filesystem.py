@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from revolve_assistant.errors import Overloaded, ProtocolError, ProviderError, Unreachable, UsageError
 from revolve_assistant.messenger import Message
-from revolve_assistant.providers.filesystem import Messenger, folder, network, reading, record
+from revolve_assistant.providers.filesystem import Messenger, folder, network, reading, record, writing
 
 ROOT = os.geteuid() == 0
 Make = Callable[..., Messenger]
@@ -571,6 +571,22 @@ def test_everybody_makes_renews_and_removes_one_channel_at_once(
     monkeypatch.setattr(folder, "SWEEP_EVERY", 0.0)
     make().keep(["a"], seconds=600, cap=1000)
     assert {path.name for path in base.iterdir()} == {"clock", "swept", folder.hash_of("a")}
+
+
+def test_a_channel_made_anew_while_a_writer_begins(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer, other = make(), make()
+    other.keep(["a"], seconds=600, cap=1000)
+    usual = writing.Writers._opened
+
+    def opened(self: writing.Writers, log: writing._Log) -> int | None:
+        monkeypatch.undo()
+        other.forget("a")
+        other.keep(["a"], seconds=600, cap=1000)
+        return usual(self, log)
+
+    monkeypatch.setattr(writing.Writers, "_opened", opened)
+    writer.write([("a", b"x")])
+    assert frames(other) == [b"x"]
 
 
 # ---- Ctrl-C at the worst moment
