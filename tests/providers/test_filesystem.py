@@ -190,6 +190,17 @@ def test_what_a_slow_writer_adds_with_an_earlier_time_is_not_passed_over(
     assert frames(reader) == [b"slow", b"fast"]
 
 
+def test_a_clock_that_goes_back_changes_no_order(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer, other = make(), make(), make()
+    reader.keep(["a"], seconds=60, cap=1 << 20)
+    other.write([("a", b"other")])
+    moments = iter(range(1000, 0, -100))
+    monkeypatch.setattr(time, "time_ns", lambda: next(moments))
+    for n in range(9):
+        writer.write([("a", b"%d" % n)])
+    assert [frame for frame in frames(reader) if frame != b"other"] == [b"%d" % n for n in range(9)]
+
+
 # ---- segments, cap, forgetting
 
 
