@@ -823,8 +823,7 @@ def test_a_rename_that_reports_failure_though_it_was_done(
 
     messenger = make()
     with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", lambda *args, **options: rename(*args, **options) if "lease" else None)
-        patch.setattr(messenger._folder, "_write_cap", lambda within, cap: _cap(within, cap, usual))
+        patch.setattr(os, "rename", rename)
         messenger.keep(["a"], seconds=600, cap=1000)
     messenger.write([("a", b"x")])
     assert frames(messenger) == [b"x"]
@@ -832,12 +831,6 @@ def test_a_rename_that_reports_failure_though_it_was_done(
         patch.setattr(os, "rename", rename)
         messenger.forget("a")
     assert messenger.read({"a": b""}, limit=1, wait=5).lost == {"a"}
-
-
-def _cap(within: int, cap: int, rename: Callable[..., None]) -> None:
-    fd = os.open("cap", os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=within)
-    os.write(fd, b"%d" % cap)
-    os.close(fd)
 
 
 def test_pages_that_arrive_in_any_order_are_waited_for(make: Make, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,14 @@ def write(fd: int, data: bytes, offset: int = 0) -> None:
         left, offset = left[count:], offset + count
 
 
+def _make_file(within: int, name: str, data: bytes) -> None:
+    fd = os.open(name, WRITE | MAKE, 0o600, dir_fd=within)
+    try:
+        write(fd, data)
+    finally:
+        os.close(fd)
+
+
 def _set_end(fd: int, ends: int) -> None:
     """Say in its modification time when a lease ends, and never too early: some file systems only know seconds."""
     os.utime(fd, ns=(ends, ends))
@@ -295,7 +303,7 @@ class Folder:
             os.mkdir(aside, 0o700, dir_fd=self.fd)
         try:
             with self.channel(aside) as within:
-                self._write_cap(within, cap)
+                _make_file(within, "cap", b"%d" % cap)
                 fd = os.open("lease", WRITE | MAKE, 0o600, dir_fd=within)
                 try:
                     write(fd, pack_lease(os.urandom(INCARNATION)))
@@ -322,14 +330,12 @@ class Folder:
 
     def _write_cap(self, within: int, cap: int) -> None:
         aside = f"cap-{os.urandom(8).hex()}"
-        fd = os.open(aside, WRITE | MAKE, 0o600, dir_fd=within)
         try:
-            write(fd, b"%d" % cap)
+            _make_file(within, aside, b"%d" % cap)
         except OSError:
-            os.unlink(aside, dir_fd=within)
+            with contextlib.suppress(OSError):
+                os.unlink(aside, dir_fd=within)
             raise
-        finally:
-            os.close(fd)
         os.rename(aside, "cap", src_dir_fd=within, dst_dir_fd=within)
 
     def remove(self, name: str, only_dead: bool = False) -> None:
