@@ -4,8 +4,8 @@
       clock                       touched to learn what time the file system has
       swept                       touched by who begins to remove what has expired
       <hash of a name>/           a channel; every file in it belongs to one incarnation
-        lease                     its incarnation; the file's modification time is when the lease ends
-      cap                       bytes, in decimal
+        lease                     its incarnation and cap; the file's modification time is when the lease ends
+      cap                       bytes, in decimal, if that was changed
         <writer>.<segment>        records, appended by one object of one process; 0400: no more will come
         floor-<who>               a cursor: what comes before it was forgotten
       new-<random>/               a channel being made
@@ -85,14 +85,6 @@ def write(fd: int, data: bytes, offset: int = 0) -> None:
         left, offset = left[count:], offset + count
 
 
-def _make_file(within: int, name: str, data: bytes) -> None:
-    fd = os.open(name, WRITE | MAKE, 0o600, dir_fd=within)
-    try:
-        write(fd, data)
-    finally:
-        os.close(fd)
-
-
 def _set_end(fd: int, ends: int) -> None:
     """Say in its modification time when a lease ends, and never too early: some file systems only know seconds."""
     os.utime(fd, ns=(ends, ends))
@@ -110,6 +102,7 @@ class Lease(NamedTuple):
     """What the file `lease` says; `ends` in nanoseconds of the file system's clock."""
 
     incarnation: bytes
+    cap: int
     ends: int
 
 
@@ -239,14 +232,17 @@ class Folder:
 
     def _read_lease(self, fd: int) -> Lease | None:
         try:
-            incarnation = lease_of(os.read(fd, 64))
-            return None if incarnation is None else Lease(incarnation, os.fstat(fd).st_mtime_ns)
+            found = lease_of(os.read(fd, 64))
+            return None if found is None else Lease(*found, ends=os.fstat(fd).st_mtime_ns)
         finally:
             os.close(fd)
 
-    def cap(self, within: int) -> int:
-        """The cap in bytes of the channel with this descriptor."""
-        fd = os.open("cap", READ, dir_fd=within)
+    def cap(self, lease: Lease, within: int) -> int:
+        """The cap in bytes of the channel with this descriptor, as it is now."""
+        try:
+            fd = os.open("cap", READ, dir_fd=within)
+        except FileNotFoundError:
+            return lease.cap
         try:
             return int(os.read(fd, 32))
         finally:
@@ -287,7 +283,7 @@ class Folder:
             return None
         if lease.ends < now + lasts:
             _set_end(fd, now + lasts)
-        usual = self.cap(within)
+        usual = self.cap(lease, within)
         if usual != cap:
             self._write_cap(within, cap)
         return usual
@@ -303,10 +299,9 @@ class Folder:
             os.mkdir(aside, 0o700, dir_fd=self.fd)
         try:
             with self.channel(aside) as within:
-                _make_file(within, "cap", b"%d" % cap)
                 fd = os.open("lease", WRITE | MAKE, 0o600, dir_fd=within)
                 try:
-                    write(fd, pack_lease(os.urandom(INCARNATION)))
+                    write(fd, pack_lease(os.urandom(INCARNATION), cap))
                     _set_end(fd, self.now() + lasts)
                     if self._durable:
                         os.fsync(fd)
@@ -330,12 +325,14 @@ class Folder:
 
     def _write_cap(self, within: int, cap: int) -> None:
         aside = f"cap-{os.urandom(8).hex()}"
+        fd = os.open(aside, WRITE | MAKE, 0o600, dir_fd=within)
         try:
-            _make_file(within, aside, b"%d" % cap)
+            write(fd, b"%d" % cap)
         except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(aside, dir_fd=within)
+            os.unlink(aside, dir_fd=within)
             raise
+        finally:
+            os.close(fd)
         os.rename(aside, "cap", src_dir_fd=within, dst_dir_fd=within)
 
     def remove(self, name: str, only_dead: bool = False) -> None:

@@ -299,7 +299,7 @@ class Writers:
             if lease is None or lease.incarnation != log.incarnation:
                 return None
             names = os.listdir(within)
-            cap, writers = folder.cap(within), len(numbered(names))
+            cap, writers = folder.cap(lease, within), len(numbered(names))
             log.limit = max(LEAST_SEGMENT, min(SEGMENT, cap // (8 * max(1, writers))))
             fd = os.open(log.source.name, UPDATE | MAKE, 0o600, dir_fd=within)
             log.made = True
