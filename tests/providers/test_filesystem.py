@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import os
+import shutil
 import stat
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from revolve_assistant.errors import ClientClosed, Unreachable, UsageError
+from revolve_assistant.errors import ClientClosed, UsageError
 from revolve_assistant.providers import registry
-from revolve_assistant.providers.filesystem import Messenger, folder, reading, writing
+from revolve_assistant.providers.filesystem import Messenger, folder, writing
 from revolve_assistant.testing import MessengerConformance
 
 Make = Callable[..., Messenger]
@@ -148,7 +150,7 @@ def test_names_never_become_paths(make: Make, base: Path) -> None:
     for name in names:
         assert frames(messenger, name) == [name.encode("utf-8", "surrogatepass")]
     assert [path.name for path in base.parent.iterdir()] == ["messages"]
-    assert {len(path.name) for path in base.iterdir()} == {32, len("clock")}
+    assert {len(path.name) for path in base.iterdir()} == {32, len("clock"), len("swept")}
 
 
 def test_a_cursor_holds_a_position_for_each_writer(make: Make) -> None:
@@ -184,6 +186,17 @@ def test_what_a_slow_writer_adds_with_an_earlier_time_is_not_passed_over(
     assert frames(reader, "a", message.cursor) == [b"slow"]
     assert frames(make(), "a", message.cursor) == [b"slow"]
     assert frames(reader) == [b"slow", b"fast"]
+
+
+def test_a_clock_that_goes_back_changes_no_order(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer, other = make(), make(), make()
+    reader.keep(["a"], seconds=60, cap=1 << 20)
+    other.write([("a", b"other")])
+    moments = iter(range(1000, 0, -100))
+    monkeypatch.setattr(time, "time_ns", lambda: next(moments))
+    for n in range(9):
+        writer.write([("a", b"%d" % n)])
+    assert [frame for frame in frames(reader) if frame != b"other"] == [b"%d" % n for n in range(9)]
 
 
 # ---- segments, cap, forgetting
@@ -303,6 +316,62 @@ def test_a_reader_at_the_start_goes_over_to_the_new_channel(make: Make) -> None:
     assert frames(reader) == [b"x"]
 
 
+def test_any_cursor_goes_on_exactly_where_it_stands(base: Path) -> None:
+    """Whoever wrote, rolled, closed, forgot or read meanwhile; with cursors made from cursors."""
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2), st.integers(1, 9)), max_size=60))
+    def check(steps: list[tuple[int, int, int]]) -> None:
+        shutil.rmtree(base, ignore_errors=True)
+        sent: list[list[bytes]] = [[], [], []]
+        positions = [(b"", [0, 0, 0])]  # cursors, and how many of each writer come before them
+        forgotten = [0, 0, 0]
+        with contextlib.ExitStack() as stack:
+
+            def fresh() -> Messenger:
+                messenger = Messenger(base)
+                stack.callback(messenger.close)
+                messenger.open()
+                return messenger
+
+            reader, writers = fresh(), [fresh(), fresh(), fresh()]
+            reader.keep(["a"], seconds=600, cap=1 << 24)
+            for what, who, count in steps:
+                if what < 4:
+                    frames = [b"%d %d" % (who, len(sent[who]) + n) for n in range(count)]
+                    writers[who].write([("a", frame) for frame in frames])
+                    sent[who] += frames
+                elif what < 5:
+                    writers[who].close()
+                    writers[who].open()
+                elif what < 6:
+                    cursor, before = positions[(who * 9 + count) % len(positions)]
+                    if cursor:
+                        fresh().forget("a", cursor)
+                        forgotten = [max(pair) for pair in zip(forgotten, before, strict=True)]
+                else:
+                    cursor, before = positions[(who * 9 + count) % len(positions)]
+                    start = [max(pair) for pair in zip(forgotten, before, strict=True)]
+                    here = fresh() if what < 8 else reader
+                    messages = here.read({"a": cursor}, limit=100_000 if who else count, wait=0).messages
+                    # One that has begun may still get what others forget meanwhile.
+                    now = list(before if here is reader else start)
+                    for message in messages:
+                        own, number = map(int, message.frame.split())
+                        assert number == now[own] or now[own] < number <= start[own]
+                        now[own] = number + 1
+                    now = [max(pair) for pair in zip(start, now, strict=True)]
+                    if who:
+                        assert now == [len(each) for each in sent]
+                    if messages:
+                        positions.append((messages[-1].cursor, now))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writing, "SEGMENT", 300)
+        patch.setattr(writing, "LEAST_SEGMENT", 1)
+        check()
+
+
 # ---- leases
 
 
@@ -363,13 +432,16 @@ def test_the_sweep_removes_what_has_expired_and_what_was_left_half_done(
     messenger.write([(name, b"x") for name in names])
     for name in names:
         end_lease(base, name)
+    make()  # somebody has just swept
+    assert len(list(base.iterdir())) == len(names) + 3
+    monkeypatch.setattr(folder, "SWEEP_EVERY", 0.0)
     (base / "not ours").mkdir()
     (base / f"new-{'0' * 16}").mkdir()
     (base / f"gone-{'1' * 16}").mkdir()
     (base / f"gone-{'1' * 16}" / "left").touch()
     (base / ("e" * 32)).mkdir()
     make()  # sweeps at its opening
-    left = {"clock", "not ours", folder.hash_of("stays")}
+    left = {"clock", "swept", "not ours", folder.hash_of("stays")}
     young = {f"new-{'0' * 16}", f"gone-{'1' * 16}", "e" * 32}  # somebody may be at work on these
     assert {path.name for path in base.iterdir()} == left | young
     monkeypatch.setattr(folder, "SETTLED", -1.0)
@@ -383,6 +455,7 @@ def test_a_writer_sweeps_now_and_then(make: Make, base: Path, monkeypatch: pytes
     end_lease(base)
     messenger.write([("b", b"x")])
     assert place(base).exists()
+    monkeypatch.setattr(folder, "SWEEP_EVERY", 0.0)
     monkeypatch.setattr("revolve_assistant.providers.filesystem.messenger.SWEEP_EVERY", 0.0)
     messenger.write([("b", b"x")])
     assert not place(base).exists()
@@ -401,208 +474,4 @@ def test_expiry_ends_a_waiting_read(make: Make) -> None:
     messenger.keep(["a"], seconds=0.3, cap=1)
     began = time.monotonic()
     assert messenger.read({"a": b""}, limit=1, wait=30).lost == {"a"}
-    assert time.monotonic() - began < 5
-
-
-# ---- waiting
-
-
-def test_close_ends_a_waiting_read(make: Make) -> None:
-    messenger = make()
-    messenger.keep(["a"], seconds=60, cap=1)
-    raised = threading.Event()
-
-    def read() -> None:
-        try:
-            while True:
-                messenger.read({"a": b""}, limit=1, wait=60)
-        except ClientClosed:
-            raised.set()
-
-    reading = threading.Thread(target=read)
-    reading.start()
-    while messenger._reader is None:
-        time.sleep(0)
-    messenger.close()
-    reading.join(10)
-    assert raised.is_set()
-
-
-def test_a_reader_is_told_of_a_channel_made_anew(make: Make) -> None:
-    reader, other = make(), make()
-    other.keep(["a"], seconds=60, cap=1000)
-    for n in range(10):
-        assert reader.read({"a": b""}, limit=1, wait=0).messages == []
-        other.forget("a")
-        other.keep(["a"], seconds=60, cap=1000)
-        timer = threading.Timer(0.01, other.write, [[("a", b"%d" % n)]])
-        timer.start()
-        assert [message.frame for message in reader.read({"a": b""}, limit=1, wait=20).messages] == [b"%d" % n]
-        timer.join()
-        other.forget("a")
-        other.keep(["a"], seconds=60, cap=1000)
-
-
-def test_how_often_a_polled_directory_is_looked_at(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = make(network=True)
-    reader.keep(["a"], seconds=600, cap=1000)
-    pauses: list[float] = []
-    clock = [1000.0]
-    monkeypatch.setattr(reader._bell, "wait", lambda seconds, also: (pauses.append(seconds), _pass(seconds)))
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-
-    def _pass(seconds: float) -> None:
-        clock[0] += seconds
-
-    reader._came = clock[0]
-    reader.read({"a": b""}, limit=1, wait=1.0)
-    assert max(pauses) <= 0.008
-    pauses.clear()
-    reader.read({"a": b""}, limit=1, wait=30.0)
-    assert max(pauses) == 0.25
-    reader._came = clock[0]
-    pauses.clear()
-    reader.read({"a": b""}, limit=1, wait=30.0)
-    assert min(pauses[:-1]) < 0.008
-    assert sum(pauses) == pytest.approx(30.0)
-
-
-# ---- descriptors
-
-
-def held(base: Path) -> int:
-    count = 0
-    for each in os.listdir("/proc/self/fd"):
-        try:
-            count += os.readlink(f"/proc/self/fd/{each}").startswith(f"{base}/")
-        except OSError:
-            pass
-    return count
-
-
-@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc")
-def test_descriptors_are_bounded(make: Make, base: Path) -> None:
-    writer, reader = make(), make()
-    names = [f"c{n}" for n in range(400)]
-    reader.keep(names, seconds=60, cap=1 << 20)
-    cursors = dict.fromkeys(names, b"")
-    found: dict[str, list[bytes]] = {name: [] for name in names}
-    for n in range(3):
-        writer.write([(name, b"%d" % n) for name in names])
-        count = 0
-        while count < len(names):
-            for message in reader.read(cursors, limit=150, wait=5).messages:
-                found[message.channel].append(message.frame)
-                cursors[message.channel] = message.cursor
-                count += 1
-        assert held(base) <= writing.OPEN_FILES + reading.OPEN_FILES
-    assert all(each == [b"0", b"1", b"2"] for each in found.values())
-    assert len(logs(base, "c0")) == 1  # opened again, not begun anew
-
-
-def test_logs_that_are_remembered_are_bounded(make: Make, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing, "LOGS", 5)
-    messenger = make()
-    names = [f"c{n}" for n in range(20)]
-    messenger.keep(names, seconds=60, cap=1 << 20)
-    for n in range(2):
-        messenger.write([(name, b"%d" % n) for name in names])
-    assert all(frames(messenger, name) == [b"0", b"1"] for name in names)
-    assert messenger._writers is not None
-    assert len(messenger._writers._logs) == 5
-    assert stat.S_IMODE(logs(base, "c0")[0].stat().st_mode) == 0o400  # says that it is done
-
-
-# ---- on the disk
-
-
-def test_each_batch_is_flushed_when_asked(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    flushed: list[int] = []
-    monkeypatch.setattr(writing, "_flush", flushed.append)
-    messenger, lazy = make(sync="batch"), make()
-    messenger.keep(["a", "b"], seconds=60, cap=1000)
-    for _ in range(3):
-        messenger.write([("a", b"1"), ("b", b"2"), ("a", b"3")])
-    assert len(flushed) == 6
-    lazy.write([("a", b"1")])
-    lazy.close()
-    assert len(flushed) == 6
-
-
-def test_what_was_written_is_flushed_in_time(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    flushed = threading.Event()
-    monkeypatch.setattr(writing, "_flush", lambda fd: flushed.set())
-    messenger = make(sync=0.01)
-    messenger.keep(["a"], seconds=60, cap=1000)
-    for _ in range(3):
-        messenger.write([("a", b"1")])
-        assert flushed.wait(10)
-        flushed.clear()
-    messenger.close()
-    messenger.open()
-    messenger.write([("a", b"1")])
-    assert flushed.wait(10)
-
-
-@pytest.mark.parametrize("sync", ["batch", 0.01])
-def test_after_a_failed_flush_the_file_is_left_alone(
-    make: Make, base: Path, monkeypatch: pytest.MonkeyPatch, sync: object
-) -> None:
-    failed = threading.Event()
-
-    def fail(fd: int) -> None:
-        failed.set()
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    messenger = make(sync=sync)
-    messenger.keep(["a"], seconds=60, cap=1000)
-    with monkeypatch.context() as patch:
-        patch.setattr(writing, "_flush", fail)
-        if sync != "batch":
-            messenger.write([("a", b"1")])
-            assert failed.wait(10)
-        with messenger._writing:  # until the thread that flushes is out of it
-            pass
-        with pytest.raises(Unreachable, match=str(base)):
-            messenger.write([("a", b"1")])
-    messenger.write([("a", b"3")])
-    assert len(logs(base)) == 2
-    assert frames(messenger) == [b"1", b"3"]
-
-
-# ---- fork
-
-
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_a_forked_child_writes_a_file_of_its_own_and_reads(make: Make, base: Path) -> None:
-    messenger = make(sync=0.01)
-    messenger.keep(["a"], seconds=60, cap=1 << 20)
-    messenger.write([("a", b"parent 0")])
-    assert frames(messenger) == [b"parent 0"]
-    with messenger._writing, messenger._reading, messenger._state:  # as other threads might hold them at the fork
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                messenger.wake()
-                messenger.read({"a": b""}, limit=1, wait=30)
-                for n in range(100):
-                    messenger.write([("a", b"child %d" % n)])
-                assert b"child 99" in frames(messenger)
-                messenger.close()
-                code = 0
-            finally:
-                os._exit(code)
-    for n in range(1, 100):
-        messenger.write([("a", b"parent %d" % n)])
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert len(logs(base)) == 2
-    found = frames(messenger)
-    for who in (b"parent", b"child"):
-        assert [frame for frame in found if frame.startswith(who)] == [b"%b %d" % (who, n) for n in range(100)]
-    assert [stat.S_IMODE(path.stat().st_mode) for path in logs(base)].count(0o400) == 1  # the child's alone is done
-    cursor = last(messenger)
-    messenger.wake()
-    began = time.monotonic()
-    assert messenger.read({"a": cursor}, limit=1, wait=30).messages == []
     assert time.monotonic() - began < 5

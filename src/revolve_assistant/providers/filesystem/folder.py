@@ -2,9 +2,10 @@
 
     dir/                          0700, and ours
       clock                       touched to learn what time the file system has
+      swept                       touched by who begins to remove what has expired
       <hash of a name>/           a channel; every file in it belongs to one incarnation
-        lease                     its incarnation; the file's modification time is when the lease ends
-      cap                       bytes, in decimal
+        lease                     its incarnation and cap; the file's modification time is when the lease ends
+      cap                       bytes, in decimal, if that was changed
         <writer>.<segment>        records, appended by one object of one process; 0400: no more will come
         floor-<who>               a cursor: what comes before it was forgotten
       new-<random>/               a channel being made
@@ -38,6 +39,7 @@ from .record import INCARNATION, lease_of, pack_lease
 SETTLED = 60.0  # seconds after which what was left half made or half removed is nobody's work any more
 GRACE = 5.0  # seconds that an expired channel stays for those whose look at the clock is old
 CLOCK_EVERY = 30.0  # seconds
+SWEEP_EVERY = 60.0  # seconds between rounds through all channels, whoever makes them
 CENTURY = 100 * 365 * 86400.0  # the longest lease in seconds
 COARSE = 2_000_000_000  # ns, the coarsest time of a file that there is
 TRIES = 20
@@ -100,6 +102,7 @@ class Lease(NamedTuple):
     """What the file `lease` says; `ends` in nanoseconds of the file system's clock."""
 
     incarnation: bytes
+    cap: int
     ends: int
 
 
@@ -229,14 +232,17 @@ class Folder:
 
     def _read_lease(self, fd: int) -> Lease | None:
         try:
-            incarnation = lease_of(os.read(fd, 64))
-            return None if incarnation is None else Lease(incarnation, os.fstat(fd).st_mtime_ns)
+            found = lease_of(os.read(fd, 64))
+            return None if found is None else Lease(*found, ends=os.fstat(fd).st_mtime_ns)
         finally:
             os.close(fd)
 
-    def cap(self, within: int) -> int:
-        """The cap in bytes of the channel with this descriptor."""
-        fd = os.open("cap", READ, dir_fd=within)
+    def cap(self, lease: Lease, within: int) -> int:
+        """The cap in bytes of the channel with this descriptor, as it is now."""
+        try:
+            fd = os.open("cap", READ, dir_fd=within)
+        except FileNotFoundError:
+            return lease.cap
         try:
             return int(os.read(fd, 32))
         finally:
@@ -277,7 +283,7 @@ class Folder:
             return None
         if lease.ends < now + lasts:
             _set_end(fd, now + lasts)
-        usual = self.cap(within)
+        usual = self.cap(lease, within)
         if usual != cap:
             self._write_cap(within, cap)
         return usual
@@ -293,10 +299,9 @@ class Folder:
             os.mkdir(aside, 0o700, dir_fd=self.fd)
         try:
             with self.channel(aside) as within:
-                self._write_cap(within, cap)
                 fd = os.open("lease", WRITE | MAKE, 0o600, dir_fd=within)
                 try:
-                    write(fd, pack_lease(os.urandom(INCARNATION)))
+                    write(fd, pack_lease(os.urandom(INCARNATION), cap))
                     _set_end(fd, self.now() + lasts)
                     if self._durable:
                         os.fsync(fd)
@@ -362,9 +367,11 @@ class Folder:
                     return
 
     def sweep(self, seconds: float) -> bool:
-        """Remove channels that have expired, for about so long. True when all have been looked at."""
+        """Remove channels that have expired, for about so long. True when all have been looked at, by us or others."""
         deadline = time.monotonic() + seconds
         if not self._unswept:
+            if not self._turn():
+                return True
             self._unswept = [each for each in os.listdir(self.fd) if _CHANNEL.match(each) or _ASIDE.match(each)]
         while self._unswept:
             name = self._unswept.pop()
@@ -377,6 +384,18 @@ class Folder:
             if time.monotonic() > deadline:
                 break
         return not self._unswept
+
+    def _turn(self) -> bool:
+        """Whether nobody has begun to sweep for a while; then we do."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat("swept", dir_fd=self.fd).st_mtime_ns + SWEEP_EVERY * 1e9 > self.now():
+                return False
+        fd = os.open("swept", UPDATE | os.O_CREAT, 0o600, dir_fd=self.fd)
+        try:
+            os.utime(fd)
+        finally:
+            os.close(fd)
+        return True
 
     def _dead(self, name: str) -> bool:
         try:

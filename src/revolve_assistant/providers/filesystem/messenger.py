@@ -27,14 +27,13 @@ from ...messenger import Batch
 from ...traits import Traits
 from ..url import Url
 from . import forgetting
-from .folder import Folder, failure, hash_of
+from .folder import SWEEP_EVERY, Folder, failure, hash_of
 from .reading import LOOK_EVERY, Reader
 from .record import MAX_FRAME
 from .watch import Bell
 from .writing import Sync, Syncer, Writers, trim
 
-SWEEP_EVERY = 60.0  # seconds between rounds through all channels, while we write
-SWEEP_FOR = 0.02  # seconds of each write at most
+SWEEP_FOR = 0.005  # seconds of a write at most
 SOON, LATE = 0.008, 0.25  # seconds between looks where we have to poll: for an urgent reader, for a patient one
 FIRST = 0.001  # seconds until the next look right after something came
 
@@ -117,7 +116,7 @@ class Messenger(contract.Messenger):
                 self.traits = _POLLED  # type: ignore[misc]
             _every.add(self)
         with self._writing:
-            self._sweep(5 * SWEEP_FOR)
+            self._sweep(10 * SWEEP_FOR)
 
     def close(self) -> None:
         """Close all files; a waiting read ends. Waits for a write that is going on."""

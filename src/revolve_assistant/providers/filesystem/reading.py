@@ -178,13 +178,17 @@ class Reader:
             if channel.watch is not None:
                 self._watched[channel.watch] = channel
 
+    def _unwatch(self, channel: _Channel) -> None:
+        watch, channel.watch = channel.watch, None
+        if watch is not None and self._watched.get(watch) is channel:
+            del self._watched[watch]
+            if self._inotify is not None:
+                self._inotify.remove(watch)
+
     def _discard(self, name: str) -> None:
         channel = self._channels.pop(name)
         self._forget_files(channel)
-        if channel.watch is not None and self._watched.get(channel.watch) is channel:
-            del self._watched[channel.watch]
-            if self._inotify is not None:
-                self._inotify.remove(channel.watch)
+        self._unwatch(channel)
 
     def _hear(self, wanted: list[_Channel]) -> None:
         """Mark what has to be looked at."""
@@ -194,6 +198,8 @@ class Reader:
             self._all = True
             for channel in wanted:
                 channel.due = True
+                if channel.watch is None:
+                    self._watch(channel)
         elif self.polled:
             for channel in wanted:
                 if channel.watch is None:
@@ -207,8 +213,8 @@ class Reader:
             elif (found := self._watched.get(watch)) is not None:
                 if not name:
                     found.due = True
-                    if name == "":  # one of that name may have been made meanwhile
-                        del self._watched[watch]
+                    if name == "":  # another of that name may have been made meanwhile
+                        self._unwatch(found)
                         self._watch(found)
                 else:
                     with contextlib.suppress(ValueError):

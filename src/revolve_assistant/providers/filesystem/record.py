@@ -172,27 +172,26 @@ def floor_of(data: bytes) -> bytes | None:
 
 # ---- the lease of a channel; when it ends is the modification time of its file
 
-_LEASE = Struct("<4sH8sI")
+_LEASE = Struct("<4sH8sQI")
 _LEASE_MAGIC = b"\xf5RVk"
 _VERSION = 1
 
 
-def pack_lease(incarnation: bytes) -> bytes:
-    fields = _LEASE.pack(_LEASE_MAGIC, _VERSION, incarnation, 0)[: -_CHECK.size]
+def pack_lease(incarnation: bytes, cap: int) -> bytes:
+    fields = _LEASE.pack(_LEASE_MAGIC, _VERSION, incarnation, min(max(0, cap), 2**63), 0)[: -_CHECK.size]
     return fields + _CHECK.pack(crc32(fields))
 
 
-def lease_of(data: bytes) -> bytes | None:
-    """The incarnation, or None if this is no lease. Raises `ProtocolError` if it is of a later version."""
+def lease_of(data: bytes) -> tuple[bytes, int] | None:
+    """`(incarnation, cap)`, or None if this is no lease. Raises `ProtocolError` if it is of a later version."""
     if len(data) < _LEASE.size:
         return None
-    magic, version, incarnation, check = _LEASE.unpack_from(data)
+    magic, version, incarnation, cap, check = _LEASE.unpack_from(data)
     if magic != _LEASE_MAGIC or crc32(data[: _LEASE.size - _CHECK.size]) != check:
         return None
     if version != _VERSION:
         raise ProtocolError(f"the directory is of format {version}, this release reads {_VERSION}: upgrade it")
-    found: bytes = incarnation
-    return found
+    return incarnation, cap
 
 
 def numbered(names: Iterable[str]) -> dict[bytes, list[int]]:

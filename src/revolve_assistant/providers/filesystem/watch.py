@@ -100,7 +100,7 @@ class Inotify:
     def events(self) -> Iterator[tuple[int, str | None]]:
         """What has changed: `(watch, name of the file that was written to)`; None: anything. Watch -1: any.
 
-        The name "" says that the watch has ended, since its directory is gone.
+        The name "" says that the directory is not where it was, so that the watch is of no use.
         """
         while True:
             try:
@@ -115,7 +115,7 @@ class Inotify:
                 at += length
                 if mask & _OVERFLOW:
                     yield -1, None
-                elif mask & _IGNORED:
+                elif mask & (_MOVE_SELF | _IGNORED):
                     yield watch, ""
                 else:
                     yield watch, os.fsdecode(name) if mask == _MODIFY else None

@@ -293,13 +293,13 @@ class Writers:
             if os.fstat(fd).st_size == log.size:
                 return fd
             os.close(fd)  # somebody else was at it
-            log.begin(log.identity, log.segment + 1)
+            self._next_segment(log)
         with folder.channel(log.name) as within:
             lease = folder.lease_in(within)
             if lease is None or lease.incarnation != log.incarnation:
                 return None
             names = os.listdir(within)
-            cap, writers = folder.cap(within), len(numbered(names))
+            cap, writers = folder.cap(lease, within), len(numbered(names))
             log.limit = max(LEAST_SEGMENT, min(SEGMENT, cap // (8 * max(1, writers))))
             fd = os.open(log.source.name, UPDATE | MAKE, 0o600, dir_fd=within)
             log.made = True
