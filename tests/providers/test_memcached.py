@@ -3,19 +3,21 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from revolve_assistant.errors import AssistantError, ClientClosed, ProtocolError, Unreachable, UsageError
 from revolve_assistant.providers import registry
-from revolve_assistant.providers.memcached import Messenger, block, codec
+from revolve_assistant.providers.memcached import Messenger, block, codec, reading
 from revolve_assistant.providers.memcached.reading import GRACE
 from revolve_assistant.providers.memcached.server import Server
 from revolve_assistant.testing import MessengerConformance
@@ -83,11 +85,11 @@ def kept(messenger: Messenger, seconds: float = 300, cap: int = 8 << 20) -> str:
     return channel
 
 
-def frames(messenger: Messenger, channel: str, count: int, cursor: bytes = b"") -> list[bytes]:
-    """The next `count` frames, within 10 s."""
+def frames(messenger: Messenger, channel: str, count: int, cursor: bytes = b"", until: bytes = b"-") -> list[bytes]:
+    """The next `count` frames or more, or up to the frame `until`, within 10 s."""
     found: list[bytes] = []
     deadline = time.monotonic() + 10
-    while len(found) < count and time.monotonic() < deadline:
+    while len(found) < count and found[-1:] != [until] and time.monotonic() < deadline:
         batch = messenger.read({channel: cursor}, limit=1000, wait=0.5)
         assert not batch.lost
         for message in batch.messages:
@@ -290,11 +292,29 @@ def test_the_cap_counts_every_writer(made, raw):
     keys = block.keys_of("test", channel)
     for n in range(1200):
         writers[n % 4].write([(channel, b"%d " % n + bytes(900))])
-    found = [int(frame.partition(b" ")[0]) for frame in frames(made(), channel, 60)]
-    assert found == list(range(found[0], 1200))
+    writers[0].write([(channel, b"end ")])
+    found = [frame.partition(b" ")[0] for frame in frames(made(), channel, 1201, until=b"end ")][:-1]
+    assert found == [b"%d" % n for n in range(int(found[0]), 1200)]
     assert 50 <= len(found) <= 200
     (gone,) = raw.ask([codec.get(keys.slot(block.start_of(counter(raw, keys))))])
     assert gone.code == b"EN"
+
+
+def test_a_reader_that_lags_behind_the_cap_goes_on_where_the_log_starts(made):
+    writer, reader = made(), made()
+    channel = kept(writer, cap=20_000)
+    writer.write([(channel, b"0"), (channel, b"1")])
+    cursor = reader.read({channel: b""}, limit=1, wait=1).messages[0].cursor
+    for n in range(2, 2002):
+        writer.write([(channel, b"%d" % n)])
+    writer.write([(channel, b"end")])
+    began = time.monotonic()
+    found = frames(reader, channel, 2002, cursor, until=b"end")[:-1]
+    assert time.monotonic() - began < 4 * GRACE  # not a grace for each of 1,800 slots
+    # What was fetched already may come first; from the tail on nothing is missing.
+    tail = found[1:] if found[0] == b"1" else found
+    assert tail == [b"%d" % n for n in range(int(tail[0]), 2002)]
+    assert 80 < len(tail) < 400
 
 
 def test_a_smaller_cap_trims_at_once_and_empty_frames_count_too(made):
@@ -303,8 +323,8 @@ def test_a_smaller_cap_trims_at_once_and_empty_frames_count_too(made):
     for n in range(300):
         messenger.write([(channel, b"")] if n % 2 else [(channel, b"%d" % n)])
     messenger.keep([channel], seconds=300, cap=10_000)
-    found = frames(messenger, channel, 50)
-    assert found[-1] == b""
+    messenger.write([(channel, b"end")])
+    found = frames(messenger, channel, 301, until=b"end")
     assert 50 <= len(found) <= 100
 
 
@@ -458,6 +478,17 @@ def test_each_channel_has_one_server_whatever_the_order_of_the_list(need):
         batch = there.read(cursors, limit=1000, wait=1)
         assert batch.lost == set(away)
         assert {message.channel for message in batch.messages if message.frame == b"again"} == set(channels) - set(away)
+
+
+# ---- the page
+
+
+def test_the_page_runs(server, capsys):
+    page = (Path(__file__).parents[2] / "docs/providers/memcached.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    assert "127.0.0.1:11211" in code
+    exec(code.replace("127.0.0.1:11211", f"127.0.0.1:{server.port}"), {})
+    assert capsys.readouterr().out == "b'one'\nb'two'\nlost: set()\n"
 
 
 # ---- who answers
@@ -627,6 +658,104 @@ def test_a_forked_child_connects_afresh(made):
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     messenger.write([(channel, b"100")])
     assert frames(messenger, channel, 100, cursor) == [b"%d" % n for n in range(1, 101)]
+
+
+# ---- at random
+
+
+class Walk:
+    """Writers, a reader, and what becomes of slots, beside a plain list of what must come out."""
+
+    def __init__(self, messengers: list[Messenger], raw: Server, channel: str) -> None:
+        self.messengers, self.raw, self.channel = messengers, raw, channel
+        self.keys = block.keys_of("test", channel)
+        self.blocks: dict[int, list[bytes]] = {}  # by position, as they must be there
+        self.numbers = itertools.count()
+        self.cursor, self.place = b"", block.Place(0, 0)
+        self.start = self.place  # what is before was forgotten
+
+    def write(self, who: int, count: int) -> None:
+        frames = [b"%d" % next(self.numbers) for _ in range(count)]
+        self.messengers[who].write([(self.channel, frame) for frame in frames])
+        self.blocks[counter(self.raw, self.keys)] = frames
+
+    def die(self, count: int) -> None:
+        """A writer that allocates, and never stores."""
+        self.raw.ask([codec.count(self.keys.counter, count)])
+
+    def evict(self, which: int) -> None:
+        there = [position for position in self.blocks if position > self.place.position]
+        if there:
+            position = there[which % len(there)]
+            self.raw.ask([codec.delete(self.keys.slot(position))])
+            del self.blocks[position]
+
+    def evict_records(self) -> None:
+        self.raw.ask([codec.delete(key) for key in (self.keys.terms, self.keys.grace)])
+
+    def read(self, limit: int) -> None:
+        expected = self.after(self.place)
+        batch = self.messengers[0].read({self.channel: self.cursor}, limit=limit, wait=0.02)
+        found = [message.frame for message in batch.messages]
+        assert not batch.lost
+        assert found == expected[: len(found)]
+        if batch.messages:
+            self.cursor = batch.messages[-1].cursor
+            self.place = block.place_after(self.cursor)
+
+    def drain(self) -> None:
+        deadline = time.monotonic() + 10
+        while self.after(self.place):
+            assert time.monotonic() < deadline
+            self.read(1000)
+
+    def forget(self) -> None:
+        if self.cursor:
+            self.messengers[0].forget(self.channel, self.cursor)
+            self.start = self.place
+
+    def replay(self) -> None:
+        """From the start, with somebody who knows nothing."""
+        expected = self.after(self.start)
+        assert frames(self.messengers[1], self.channel, len(expected)) == expected
+
+    def after(self, place: block.Place) -> list[bytes]:
+        return [
+            frame
+            for position, frames in sorted(self.blocks.items())
+            if position >= place.position
+            for frame in frames[place.offset if position == place.position else 0 :]
+        ]
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), st.integers(0, 2), st.integers(1, 5)),
+        st.tuples(st.just("read"), st.integers(1, 8)),
+        st.tuples(st.just("die"), st.integers(1, 3)),
+        st.tuples(st.just("evict"), st.integers(0, 50)),
+        st.tuples(st.sampled_from(["forget", "drain", "replay", "evict_records"])),
+    ),
+    min_size=15,
+    max_size=50,
+)
+
+
+@given(STEPS)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_becomes_of_slots_the_rest_comes_once_and_in_order(server, raw, steps):
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        patch.setattr(reading, "GRACE", 0.01)
+        messengers = [Messenger([server.address], "test") for _ in range(3)]
+        for messenger in messengers:
+            stack.callback(messenger.close)
+            messenger.open()
+        walk = Walk(messengers, raw, kept(messengers[0]))
+        for name, *values in steps:
+            getattr(walk, name)(*values)
+        walk.drain()
+        walk.replay()
+        messengers[0].forget(walk.channel)
 
 
 # ---- bytes
