@@ -30,8 +30,8 @@ def test_the_first_address_that_accepts_is_taken(need, monkeypatch):
         v6 = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0))
         return [v6, *real("127.0.0.1", port, **options)]
 
-    monkeypatch.setattr(socket, "getaddrinfo", both)
     with Memcached() as server:
+        monkeypatch.setattr(socket, "getaddrinfo", both)
         messenger = registry.messenger(f"memcached://localhost:{server.port}/n")
         messenger.open()
         messenger.close()
