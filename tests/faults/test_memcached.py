@@ -347,26 +347,40 @@ def test_a_slow_network_is_only_slow(server, made):
         writer.keep(["a"], seconds=60, cap=1 << 20)
         door.delay(0.2, "to_server")  # more between allocating and storing than readers wait
         door.delay(0.2, "to_client")
-        thread = threading.Thread(target=lambda: [writer.write([("a", b"%d" % n)]) for n in range(8)])
+        thread = threading.Thread(target=lambda: [writer.write([("a", b"%d" % n)]) for n in range(5)])
         thread.start()
-        reading.until(lambda: len(reading.frames) >= 8)
+        reading.until(lambda: len(reading.frames) >= 5)
         thread.join(WAIT)
-        assert reading.frames == [b"%d" % n for n in range(8)]
+        assert reading.frames == [b"%d" % n for n in range(5)]
+
+
+def test_megabytes_on_a_line_slower_than_readers_wait(server, made):
+    """Each block takes longer than the grace, so it goes in pieces, before its slot is allocated."""
+    with Door(server.port) as door:
+        writer, reading = made(door.port), Reading(made())
+        writer.keep(["a"], seconds=60, cap=64 << 20)
+        door.throttle(1_500_000)
+        sent = [bytes([n]) * 90_000 for n in range(20)]
+        thread = threading.Thread(target=writer.write, args=([("a", frame) for frame in sent],))
+        thread.start()
+        reading.until(lambda: len(reading.frames) >= len(sent))
+        thread.join(WAIT)
+        assert reading.frames == sent
 
 
 def test_a_megabyte_gets_through_a_slow_line(server, made):
     with Door(server.port) as door:
-        writer, reading = made(door.port, timeout=0.5), Reading(made())
+        writer, reading = made(door.port, timeout=0.8), Reading(made())
         writer.keep(["a"], seconds=60, cap=64 << 20)
         door.throttle(2_000_000)
         sent = [bytes([n]) * 900_000 for n in range(3)] + [b"small"] * 3
         began = time.monotonic()
         writer.write([("a", frame) for frame in sent])
-        assert time.monotonic() - began > 1.2  # and no time-out of half a second
+        assert time.monotonic() - began > 1.2  # and no time-out of 0.8 s
         reading.until(lambda: len(reading.frames) >= len(sent))
         assert reading.frames == sent
         door.throttle(500_000, "to_client")
-        slow = Reading(made(door.port, timeout=0.5))
+        slow = Reading(made(door.port, timeout=0.8))
         slow.once(limit=1)
         assert slow.frames == sent[:1]
 

@@ -3,23 +3,23 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from revolve_assistant.errors import AssistantError, ClientClosed, ProtocolError, Unreachable, UsageError
+from revolve_assistant.errors import ClientClosed, Unreachable, UsageError
 from revolve_assistant.providers import registry
 from revolve_assistant.providers.memcached import Messenger, block, codec
 from revolve_assistant.providers.memcached.reading import GRACE
 from revolve_assistant.providers.memcached.server import Server
 from revolve_assistant.testing import MessengerConformance
-from revolve_assistant.testing.servers import Gearmand, Memcached, free_port
+from revolve_assistant.testing.servers import Memcached
 
 _names = (f"channel{n}" for n in itertools.count())
 DAY = 86400
@@ -83,11 +83,11 @@ def kept(messenger: Messenger, seconds: float = 300, cap: int = 8 << 20) -> str:
     return channel
 
 
-def frames(messenger: Messenger, channel: str, count: int, cursor: bytes = b"") -> list[bytes]:
-    """The next `count` frames, within 10 s."""
+def frames(messenger: Messenger, channel: str, count: int, cursor: bytes = b"", until: bytes = b"-") -> list[bytes]:
+    """The next `count` frames or more, or up to the frame `until`, within 10 s."""
     found: list[bytes] = []
     deadline = time.monotonic() + 10
-    while len(found) < count and time.monotonic() < deadline:
+    while len(found) < count and found[-1:] != [until] and time.monotonic() < deadline:
         batch = messenger.read({channel: cursor}, limit=1000, wait=0.5)
         assert not batch.lost
         for message in batch.messages:
@@ -114,9 +114,8 @@ def test_a_writer_that_died_before_it_stored_blocks_nobody(made, raw):
     began = time.monotonic()
     assert frames(messenger, channel, 2) == [b"before", b"after"]
     assert GRACE * 0.9 <= time.monotonic() - began < 5
-    began = time.monotonic()
-    assert frames(made(), channel, 2) == [b"before", b"after"]
-    assert time.monotonic() - began < GRACE  # the tombstone is there for all
+    batch = made().read({channel: b""}, limit=10, wait=0)  # the tombstone is there for all: no wait
+    assert [message.frame for message in batch.messages] == [b"before", b"after"]
 
 
 def test_many_holes_cost_one_grace(made, raw):
@@ -128,7 +127,7 @@ def test_many_holes_cost_one_grace(made, raw):
         messenger.write([(channel, b"%d" % n)])
     began = time.monotonic()
     assert frames(messenger, channel, 20) == [b"%d" % n for n in range(20)]
-    assert time.monotonic() - began < 3 * GRACE
+    assert time.monotonic() - began < 8 * GRACE
 
 
 def test_a_late_writer_finds_the_tombstone_and_writes_again(made, monkeypatch):
@@ -251,7 +250,7 @@ def test_a_large_frame_goes_whole_when_it_is_forgotten_or_renewed(made, raw):
     messenger.write([(channel, bytes(5 * block.MOST))])
     (slot,) = raw.ask([codec.get(keys.slot(counter(raw, keys)), b" f v")])
     pieces = keys.pieces(slot.flag(b"f"))
-    assert len(pieces) == 5
+    assert len(pieces) == 6
     messenger.keep([channel], seconds=1000, cap=64 << 20)
     for answer in raw.ask([codec.get(piece, b" t") for piece in pieces]):
         assert answer.flag(b"t") >= 1000
@@ -290,11 +289,29 @@ def test_the_cap_counts_every_writer(made, raw):
     keys = block.keys_of("test", channel)
     for n in range(1200):
         writers[n % 4].write([(channel, b"%d " % n + bytes(900))])
-    found = [int(frame.partition(b" ")[0]) for frame in frames(made(), channel, 60)]
-    assert found == list(range(found[0], 1200))
+    writers[0].write([(channel, b"end ")])
+    found = [frame.partition(b" ")[0] for frame in frames(made(), channel, 1201, until=b"end ")][:-1]
+    assert found == [b"%d" % n for n in range(int(found[0]), 1200)]
     assert 50 <= len(found) <= 200
     (gone,) = raw.ask([codec.get(keys.slot(block.start_of(counter(raw, keys))))])
     assert gone.code == b"EN"
+
+
+def test_a_reader_that_lags_behind_the_cap_goes_on_where_the_log_starts(made):
+    writer, reader = made(), made()
+    channel = kept(writer, cap=20_000)
+    writer.write([(channel, b"0"), (channel, b"1")])
+    cursor = reader.read({channel: b""}, limit=1, wait=1).messages[0].cursor
+    for n in range(2, 2002):
+        writer.write([(channel, b"%d" % n)])
+    writer.write([(channel, b"end")])
+    began = time.monotonic()
+    found = frames(reader, channel, 2002, cursor, until=b"end")[:-1]
+    assert time.monotonic() - began < 10 * GRACE  # not a grace for each of 1,800 slots
+    # What was fetched already may come first; from the tail on nothing is missing.
+    tail = found[1:] if found[0] == b"1" else found
+    assert tail == [b"%d" % n for n in range(int(tail[0]), 2002)]
+    assert 80 < len(tail) < 400
 
 
 def test_a_smaller_cap_trims_at_once_and_empty_frames_count_too(made):
@@ -303,8 +320,8 @@ def test_a_smaller_cap_trims_at_once_and_empty_frames_count_too(made):
     for n in range(300):
         messenger.write([(channel, b"")] if n % 2 else [(channel, b"%d" % n)])
     messenger.keep([channel], seconds=300, cap=10_000)
-    found = frames(messenger, channel, 50)
-    assert found[-1] == b""
+    messenger.write([(channel, b"end")])
+    found = frames(messenger, channel, 301, until=b"end")
     assert 50 <= len(found) <= 100
 
 
@@ -406,14 +423,15 @@ def test_a_reader_asks_as_often_as_its_wait_says(made, monkeypatch):
 def test_a_slow_poll_is_quick_after_something_came(made):
     messenger = made()
     channel = kept(messenger)
-    reading: list[float] = []
-    messenger.write([(channel, b"0")])
-    cursor = messenger.read({channel: b""}, limit=1, wait=10).messages[0].cursor
-    threading.Timer(0.02, messenger.write, [[(channel, b"1")]]).start()
-    began = time.monotonic()
-    assert messenger.read({channel: cursor}, limit=1, wait=10).messages
-    reading.append(time.monotonic() - began)
-    assert min(reading) < 0.2
+    cursor, took = b"", []
+    for n in range(6):
+        began = time.monotonic()
+        timer = threading.Timer(0.02, messenger.write, [[(channel, b"%d" % n)]])
+        timer.start()
+        cursor = messenger.read({channel: cursor}, limit=1, wait=10).messages[0].cursor
+        took.append(time.monotonic() - began)
+        timer.join()
+    assert min(took[1:]) < 0.1
 
 
 # ---- several servers
@@ -460,81 +478,18 @@ def test_each_channel_has_one_server_whatever_the_order_of_the_list(need):
         assert {message.channel for message in batch.messages if message.frame == b"again"} == set(channels) - set(away)
 
 
-# ---- who answers
+# ---- the page
 
 
-def test_no_server_at_all_is_named():
-    port = free_port()
-    with pytest.raises(Unreachable, match=f"memcached at 127.0.0.1:{port}: connection refused"):
-        registry.messenger(f"memcached://127.0.0.1:{port}/n").open()
-    with pytest.raises(Unreachable, match=r"memcached at nowhere\.invalid:11211: the host is not known"):
-        registry.messenger("memcached://nowhere.invalid/n").open()
+def test_the_page_runs(server, capsys):
+    page = (Path(__file__).parents[2] / "docs/providers/memcached.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    assert "127.0.0.1:11211" in code
+    exec(code.replace("127.0.0.1:11211", f"127.0.0.1:{server.port}"), {})
+    assert capsys.readouterr().out == "b'one'\nb'two'\nlost: set()\n"
 
 
-def test_the_first_address_that_accepts_is_taken(server, monkeypatch):
-    real = socket.getaddrinfo
-
-    def both(host, port, **options):
-        v6 = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", port, 0, 0))
-        return [v6, *real("127.0.0.1", port, **options)]
-
-    monkeypatch.setattr(socket, "getaddrinfo", both)
-    messenger = registry.messenger(f"memcached://localhost:{server.port}/n")
-    messenger.open()
-    messenger.close()
-
-
-def test_a_gearmand_on_the_port_is_no_memcached(need):
-    need("gearmand")
-    with (
-        Gearmand() as other,
-        pytest.raises(ProtocolError, match=f"what answers at 127.0.0.1:{other.port} is not memcac"),
-    ):
-        registry.messenger(f"memcached://127.0.0.1:{other.port}/n").open()
-
-
-@contextlib.contextmanager
-def stranger(answer: bytes | None) -> Iterator[int]:
-    """A server that says this to whatever it is asked; None: it says nothing, b"": it hangs up."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        done = threading.Event()
-
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    one, _ = listener.accept()
-                    with one:
-                        one.settimeout(10)
-                        while answer is None and not done.is_set() and one.recv(1000):
-                            pass
-                        while answer and one.recv(1000):
-                            one.sendall(answer)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield listener.getsockname()[1]
-        done.set()
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join(10)
-
-
-@pytest.mark.parametrize(
-    ("answer", "error", "words"),
-    [
-        (b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n\r\n", ProtocolError, "not memcached: an answer reads b'HTTP/1.1"),
-        (b"-ERR unknown command 'version'\r\n", ProtocolError, "not memcached"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", ProtocolError, "not memcached"),
-        (b"\x15\x03\x01\x00\x02\x02", ProtocolError, "not memcached"),  # a TLS alert
-        (b"\0" * 5000, ProtocolError, "not memcached"),
-        (b"VERSION 1.6.18\r\nVERSION 1.6.18\r\n", ProtocolError, "more answers than questions"),
-        (b"VERSION 1.5.22\r\n", UsageError, r"is 1\.5\.22; 1\.6 or later is needed"),
-        (b"", Unreachable, "is it memcached"),
-        (None, Unreachable, "does not answer within 0.3 s; is it memcached"),
-    ],
-)
-def test_what_else_may_answer(answer, error, words):
-    with stranger(answer) as port, pytest.raises(error, match=words):
-        registry.messenger(f"memcached://127.0.0.1:{port}/n?timeout=0.3").open()
+# ---- passwords, options
 
 
 def test_user_and_password(need, tmp_path):
@@ -627,75 +582,3 @@ def test_a_forked_child_connects_afresh(made):
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     messenger.write([(channel, b"100")])
     assert frames(messenger, channel, 100, cursor) == [b"%d" % n for n in range(1, 101)]
-
-
-# ---- bytes
-
-
-ANSWERS = [
-    (b"HD\r\n", (b"HD", b"", b"")),
-    (b"HD s5 f7 t-1\r\n", (b"HD", b"s5 f7 t-1", b"")),
-    (b"EN\r\n", (b"EN", b"", b"")),
-    (b"VA 0 f0\r\n\r\n", (b"VA", b"f0", b"")),
-    (b"VA 7\r\nab\r\nEN\r\n\r\n"[:6] + b"a\r\nEN\r\n\r\n", (b"VA", b"", b"a\r\nEN\r\n")),
-    (b"VA 5000 f1\r\n" + bytes(5000) + b"\r\n", (b"VA", b"f1", bytes(5000))),
-    (b"SERVER_ERROR out of memory storing object\r\n", (b"SERVER_ERROR", b"out of memory storing object", b"")),
-    (b"NF\r\n", (b"NF", b"", b"")),
-]
-
-
-@given(st.lists(st.sampled_from(ANSWERS), max_size=30), st.lists(st.integers(1, 400), max_size=60))
-def test_answers_may_be_split_anywhere(answers, cuts):
-    data = b"".join(text for text, _ in answers)
-    parser = codec.Parser()
-    for cut in cuts:
-        parser.feed(data[:cut])
-        data = data[cut:]
-    for byte in data[:100]:
-        parser.feed(bytes([byte]))
-    parser.feed(data[100:])
-    assert parser.take(parser.ready) == [codec.Answer(*parsed) for _, parsed in answers]
-    assert parser.rest == 0
-
-
-@given(st.lists(st.one_of(st.binary(max_size=50), st.sampled_from([text for text, _ in ANSWERS])), max_size=20))
-def test_nonsense_is_a_protocol_error_or_not_yet_an_answer(parts):
-    parser = codec.Parser()
-    with contextlib.suppress(ProtocolError):
-        for part in parts:
-            parser.feed(part)
-            assert parser.rest <= sum(map(len, parts))
-
-
-@pytest.mark.parametrize("line", [b"VA x\r\n", b"VA -1\r\n", b"VA 99999999999\r\n", b"VA\r\n", b"HDX\r\n", b"x" * 3000])
-def test_lengths_and_lines_are_bounded(line):
-    with pytest.raises(ProtocolError):
-        codec.Parser().feed(line)
-    with pytest.raises(ProtocolError):
-        codec.Parser().feed(b"VA 3\r\nabcdef\r\n")
-
-
-@given(st.lists(st.binary(max_size=40), min_size=1, max_size=20))
-def test_blocks_hold_their_frames(frames):
-    own = block.mark()
-    packed = block.pack(frames, own)
-    assert block.unpack(packed) == frames
-    assert block.mark_of(packed) == own
-    assert block.unpack(packed[:-1]) is None
-    assert block.unpack(packed + b"x") is None
-
-
-@given(st.binary(max_size=60))
-def test_no_bytes_break_reading(value):
-    block.unpack(value)
-    block.unpack_large(value)
-    block.place_after(value)
-    block.numbers_of(value, 2)
-
-
-def test_counters_keep_their_length():
-    values = {block.birth() for _ in range(1000)}
-    assert len(values) > 990
-    assert {len(str(value)) for value in values} == {19}
-    assert {len(str(value + (1 << block.SHIFT) - 1)) for value in values} == {19}
-    assert all(issubclass(error, AssistantError) for error in (ProtocolError, Unreachable))

@@ -37,7 +37,7 @@ LONGEST = 3650 * DAY  # seconds; memcached counts until 2038
 
 _HEAD = struct.Struct("<B8sI")  # format, the writer's mark, number of frames
 _FORMAT = 1
-_LARGE = struct.Struct("<B8sIQ")  # format, mark, number of pieces, bytes of the frame
+_LARGE = struct.Struct("<B8sIQ")  # format, mark, number of pieces, bytes of them
 _LARGE_FORMAT = 2
 
 # The kind of a slot is in its client flags, so that one can look without fetching values.
@@ -57,7 +57,7 @@ class Keys:
         return b"%b%d" % (self.stem, position)
 
     def pieces(self, flags: int) -> list[bytes]:
-        """The keys of the pieces of a large frame, from the flags of its slot; none for other slots."""
+        """The keys of the pieces of a block, from the flags of its slot; none where it lies in the slot itself."""
         if flags & 3 != LARGE:
             return []
         name, number = flags >> 9, flags >> 2 & 127
@@ -99,11 +99,12 @@ def pack(frames: Sequence[bytes], own: bytes) -> bytes:
 
 
 def pack_large(own: bytes, pieces: int, size: int) -> bytes:
+    """What lies in the slot of a block that lies in pieces."""
     return _LARGE.pack(_LARGE_FORMAT, own, pieces, size)
 
 
 def large_flags(pieces: int) -> int:
-    """Client flags of the slot of a large frame: kind, number of pieces, and a random name of 23 bits for them."""
+    """Client flags of the slot of such a block: kind, number of pieces, and a random name of 23 bits for them."""
     return secrets.randbits(23) << 9 | pieces << 2 | LARGE
 
 
@@ -126,8 +127,8 @@ def unpack(value: bytes) -> list[bytes] | None:
     return frames if frames and at == len(value) else None
 
 
-def unpack_large(value: bytes) -> int | None:
-    """The size in bytes of a large frame."""
+def size_of(value: bytes) -> int | None:
+    """The size in bytes of a block that lies in pieces, from what lies in its slot; None if that is none of ours."""
     if len(value) != _LARGE.size or value[0] != _LARGE_FORMAT:
         return None
     return int(_LARGE.unpack(value)[3])

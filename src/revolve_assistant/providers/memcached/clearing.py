@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from . import codec
-from .block import LARGE, MOST, OVERHEAD, TOMBSTONE, Keys, start_of
+from .block import OVERHEAD, TOMBSTONE, Keys, start_of
 from .server import Server
 
 _STEP = 500  # slots at once
@@ -25,16 +25,18 @@ def sizes_before(server: Server, keys: Keys, head: int, low: int | None, cap: in
     total = 0
     for positions in back(low, head + 1):
         answers = server.ask([codec.get(keys.slot(position), b" s f") for position in positions])
-        there = False
-        for position, answer in zip(reversed(positions), reversed(answers), strict=True):
-            if answer.code == b"HD":
-                there = True
-                flags = answer.flag(b"f") or 0
-                pieces = flags >> 2 & 127 if flags & 3 == LARGE else 0
-                total += (answer.flag(b"s") or 0) + OVERHEAD + pieces * (MOST + OVERHEAD)
-                if total > cap and position < head:
-                    return position + 1
-        if low is None and not there:
+        slots = {
+            position: (answer.flag(b"s") or 0, keys.pieces(answer.flag(b"f") or 0))
+            for position, answer in zip(positions, answers, strict=True)
+            if answer.code == b"HD"
+        }
+        pieces = [piece for _, own in slots.values() for piece in own]
+        sizes = dict(zip(pieces, server.ask([codec.get(piece, b" s") for piece in pieces]), strict=True))
+        for position, (size, own) in reversed(slots.items()):
+            total += size + OVERHEAD + sum((sizes[piece].flag(b"s") or 0) + OVERHEAD for piece in own)
+            if total > cap and position < head:
+                return position + 1
+        if low is None and not slots:
             break
     return None
 

@@ -31,10 +31,10 @@ from .block import (
     cursor_of,
     numbers_of,
     place_after,
+    size_of,
     start_of,
     ttl_of,
     unpack,
-    unpack_large,
 )
 from .server import Server, refusal
 
@@ -218,41 +218,42 @@ class Reader:
             self._block_bytes = max(size, self._block_bytes + (size - self._block_bytes) / 32)
             self._block_frames += (len(frames) - self._block_frames) / 8
             return frames
-        whole, pieces = unpack_large(answer.value), []
+        whole, pieces = size_of(answer.value), []
         names = keys.pieces(flags)
         for start in range(0, len(names), _PIECES):
             for piece in _sound(server, server.ask([codec.get(name) for name in names[start : start + _PIECES]])):
                 if piece.code != b"VA":
                     return []
                 pieces.append(piece.value)
-        frame = b"".join(pieces)
-        return [frame] if len(frame) == whole else []
+        block = b"".join(pieces)
+        return (unpack(block) or []) if len(block) == whole else []
 
     # ---- what is not
 
     def _miss(self, server: Server, keys: Keys, spot: Spot, head: int, look: Look) -> None:
         """The slot at the spot is missing: wait for it, or settle it."""
         now = time.monotonic()
-        spot.missing = True
+        seen_before, spot.missing = spot.missing, True
         if spot.place.position > spot.settled:
             spot.since, spot.settled = now, head
-        if now - spot.since >= GRACE and self._settle(server, keys, spot, now - spot.since):
+        waited = now - spot.since
+        if (waited >= GRACE or not seen_before) and self._settle(server, keys, spot, waited):
             look.again = True
         else:
             look.waiting = True
 
     def _settle(self, server: Server, keys: Keys, spot: Spot, waited: float) -> bool:
-        """Go on behind what is missing, if its time is over."""
+        """Go on behind what is missing: at once if it was forgotten or trimmed, else if its time is over."""
         first = spot.place.position
         grace, tail = _sound(server, server.ask([codec.get(keys.grace), codec.get(keys.tail)]))
-        asked = numbers_of(grace.value, 1)
-        if asked and waited < asked[0] / 1000:
-            return False
         place = numbers_of(tail.value, 2)
         if place and place[0] >> SHIFT == first >> SHIFT and place[0] > first:
-            spot.at(spot.cursor, Place(place[0], place[1]))  # forgotten or trimmed meanwhile
+            spot.at(spot.cursor, Place(place[0], place[1]))
             spot.missing = False
             return True
+        asked = numbers_of(grace.value, 1)
+        if waited < max(GRACE, asked[0] / 1000 if asked else 0.0):
+            return False
         last = min(spot.settled, first + _STONES - 1)
         stone = {"ttl": ttl_of(TOMBSTONES), "flags": TOMBSTONE, "add": True}
         answers = server.ask([codec.put(keys.slot(n), b"", **stone) for n in range(first, last + 1)])  # type: ignore[arg-type]

@@ -8,8 +8,8 @@ A reader that waited in vain for a slot leaves a tombstone there, which nobody d
 time, before a tombstone could have ended, was given up by nobody.
 
 A batch to one channel is one block as long as it is under a megabyte; more blocks go one after the other, so that the
-order holds whatever a reader settles meanwhile. A frame that is larger (on a slow line: than 8 KiB) lies in pieces
-under keys of its own, stored before the slot that names them.
+order holds whatever a reader settles meanwhile. A block of one frame that is larger (on a slow line any above 8 KiB)
+lies in pieces under keys of its own, stored before the slot that names them is allocated.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from .server import Server, refusal
 DAY = 86400.0
 CAP = 8 << 20  # bytes, where the terms of a channel were evicted
 _FIRST = 64 << 10  # bytes of a block in a channel whose cap is not yet known
-_BRIEF = 8 << 10  # bytes of a block where the network is slow; a larger frame goes in pieces there
+_BRIEF = 8 << 10  # bytes of a block that goes into its slot on a slow line
 _ATTEMPTS = 10
 _PATIENCE = 5.0  # seconds of grace that a writer asks for at most
 _DOUBT = 30.0  # seconds after which a slot is not believed to be one's own; see TOMBSTONES
@@ -56,13 +56,13 @@ _KNOWN = 10_000  # channels of which a writer remembers anything
 class Terms:
     """What a writer knows of a channel."""
 
-    __slots__ = ("cap", "known", "most", "seconds", "share", "written")
+    __slots__ = ("cap", "known", "seconds", "share", "slow", "written")
 
     def __init__(self) -> None:
         self.known = False
         self.seconds, self.cap = DAY, CAP
         self.share = _FIRST  # bytes between two looks at the cap, and of a block
-        self.most = MOST - 64  # bytes of a block, at most
+        self.slow = False  # the network: what takes long, the bytes, goes before a slot is allocated
         self.written = 0
 
     def learn(self, answer: codec.Answer) -> None:
@@ -86,26 +86,24 @@ class _Job:
         self.size = 0
         self.position = 0
 
-    @property
-    def large(self) -> bool:
-        return len(self.frames[0]) > self.terms.most
-
     def prepare(self) -> None:
-        """Make the next block, of frames that fit into one."""
-        self.number = packable(self.frames, min(self.terms.most, self.terms.share))
-        self.block, self.flags = pack(self.frames[: self.number], mark()), FRAMES
+        """Make the next block; `pieces` says how it is stored if it does not go into its slot."""
+        self.number = packable(self.frames, min(MOST - 64, self.terms.share))
+        own = mark()
+        self.block, self.flags = pack(self.frames[: self.number], own), FRAMES
         self.size = len(self.block) + OVERHEAD
+        self.pieces: list[bytes] = []
+        if len(self.block) > (_BRIEF if self.terms.slow else MOST):
+            self.pieces = [self.block[start : start + MOST] for start in range(0, len(self.block), MOST)]
+            self.size += OVERHEAD * len(self.pieces)
+            self.block = pack_large(own, len(self.pieces), len(self.block))
 
-    def prepare_large(self) -> list[bytes]:
-        """Make the next block, of one large frame; the commands that store its pieces."""
-        frame = self.frames[0]
-        pieces = [frame[start : start + MOST] for start in range(0, len(frame), MOST)]
-        self.number, self.flags = 1, large_flags(len(pieces))
-        self.block = pack_large(mark(), len(pieces), len(frame))
-        self.size = len(frame) + OVERHEAD * (1 + len(pieces))
+    def store_pieces(self) -> list[bytes]:
+        """Under a name that is new each time."""
+        self.flags = large_flags(len(self.pieces))
         ttl = ttl_of(slot_seconds(self.terms.seconds))
         names = self.keys.pieces(self.flags)
-        return [codec.put(name, piece, ttl=ttl, add=True) for name, piece in zip(names, pieces, strict=True)]
+        return [codec.put(name, piece, ttl=ttl, add=True) for name, piece in zip(names, self.pieces, strict=True)]
 
     def store(self) -> bytes:
         ttl = ttl_of(slot_seconds(self.terms.seconds))
@@ -147,24 +145,29 @@ class Writer:
             raise failure
 
     def _prepare(self, server: Server, job: _Job) -> bool:
-        """Make the job's next block, and store the pieces of a large frame. False: the channel is gone."""
-        if job.large or (not job.terms.known and sum(map(len, job.frames)) > _FIRST):
-            counter, terms = server.ask([codec.get(job.keys.counter), codec.get(job.keys.terms)])
-            if counter.code != b"VA":
-                return False  # before megabytes are stored for nobody
-            job.terms.learn(terms)
-        if not job.large:
-            job.prepare()
+        """Make the job's next block, and store it if it lies in pieces. False: the channel is gone."""
+        if not job.terms.known and sum(map(len, job.frames)) > _FIRST and not self._there(server, job):
+            return False
+        job.prepare()
+        if not job.pieces:
             return True
+        if not self._there(server, job):
+            return False  # before megabytes are stored for nobody
         for _ in range(_ATTEMPTS):
-            answers = server.ask(job.prepare_large())
+            answers = server.ask(job.store_pieces())
             for answer in answers:
                 if answer.refused:
                     raise refusal(server, answer)
             if all(answer.code == b"HD" for answer in answers):
+                job.pieces = []
                 return True
             # A name that is taken, or pieces whose answer was lost: these end by themselves, another name is free.
         raise Unreachable(f"memcached at {server.name}: a large frame could not be stored in {_ATTEMPTS} attempts")
+
+    def _there(self, server: Server, job: _Job) -> bool:
+        counter, terms = server.ask([codec.get(job.keys.counter), codec.get(job.keys.terms)])
+        job.terms.learn(terms)
+        return counter.code == b"VA"
 
     def _terms_of(self, channel: str) -> Terms:
         terms = self._terms.get(channel)
@@ -223,8 +226,7 @@ class Writer:
             raise Unreachable(text)
         job.number = 0
         if job.attempts > 1:  # once may be a pause, twice is a slow network
-            # From now on what takes long, the bytes, goes before the slot is allocated.
-            job.terms.most = _BRIEF
+            job.terms.slow = True
             grace = min(_PATIENCE, max(GRACE, took) * 2**job.attempts)
             server.ask([codec.put(job.keys.grace, b"%d" % (grace * 1000), ttl=300)])
 
