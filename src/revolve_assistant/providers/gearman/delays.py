@@ -16,7 +16,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 
-from ...errors import Overloaded
 from ...protocols.gearman.worker_state import Assignment
 from .address import MAX_BODY, Place
 from .delivery import SUBMIT, Delivery
@@ -82,10 +81,7 @@ class Delays:
             moves = [
                 Move(names.queue(task.queue, task.priority), task._replace(due=0.0), job.unique) for job, task in jobs
             ]
-            try:
-                moved = move(self._delivery, line, moves, self._place.base64)
-            except Overloaded:
-                pass  # it is full; those that went in come twice, rather than not at all
+            moved, _ = move(self._delivery, line, moves, self._place.base64)
         owners = set()
         for (job, task), safe in zip(jobs, moved, strict=True):
             if job.ended:

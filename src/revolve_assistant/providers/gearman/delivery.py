@@ -87,6 +87,8 @@ class Delivery:
                 lines.pump(now + 0.5)
         finally:
             groups.clear()
+            for request in everything:
+                request.owner = None  # what is open still is of no interest any more
 
     def ask(self, line: Line, requests: Sequence[Request]) -> None:
         """Over this line or not at all: what it left unanswered when it failed has the answer None."""

@@ -176,7 +176,14 @@ class Messenger(contract.Messenger):
             if self._delivery is None or self._out is None:
                 raise ClientClosed(f"{self._place.text} was closed")
             requests = [self._request(channel, frame) for channel, frame in messages]
-            self._delivery.deliver(requests)
+            try:
+                self._delivery.deliver(requests)
+            except BaseException:
+                # Nobody knows which of them are there. What is written again has other numbers, of other writers, so
+                # that no reader waits for the rest of these.
+                for channel, _ in messages:
+                    self._places.pop(channel, None)
+                raise
             refused((request for _, request in requests), f"{len(requests)} frames")
 
     def _request(self, channel: str, frame: bytes) -> tuple[tuple[int, ...], Request]:
@@ -232,7 +239,7 @@ class Messenger(contract.Messenger):
                     reading.woken = False
                     return batch
                 up = lines.lines(READ)
-                if not up and (lines.hopeless() or now >= max(began + lines.timeout, deadline - 60.0)):
+                if not up and (lines.hopeless() or now >= began + lines.timeout):
                     raise lines.unreachable()
                 if looked and now >= deadline and (up or not lines.undecided(READ, hopeful=True)):
                     if not up and not lines.undecided(READ):

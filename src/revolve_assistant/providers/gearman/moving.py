@@ -14,6 +14,7 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ...errors import ProviderError
 from ...protocols.gearman import Kind
 from ...protocols.gearman.client_state import status_unique_request, submission
 from .address import MAX_BODY
@@ -43,11 +44,9 @@ class Move(NamedTuple):
         return [own + form for form in itertools.islice(itertools.cycle(forms), start, start + len(forms))]
 
 
-def move(delivery: Delivery, line: Line, moves: Sequence[Move], base64: bool) -> list[bool]:
-    """Submit them over this line, in order; which of them are safe with the server now.
-
-    Raises `Overloaded` if one was refused; those that were accepted are there twice then, until their leases end.
-    """
+def move(delivery: Delivery, line: Line, moves: Sequence[Move], base64: bool) -> tuple[list[bool], Exception | None]:
+    """Submit them over this line, in order; which of them are safe with the server now, and why one was refused."""
+    error: Exception | None = None
     done = [False] * len(moves)
     left = [(at, one, one.uniques()) for at, one in enumerate(moves)]
     while left:
@@ -66,14 +65,17 @@ def move(delivery: Delivery, line: Line, moves: Sequence[Move], base64: bool) ->
             )
             asked.append((at, one, uniques, known, sent))
         delivery.ask(line, [request for *_, known, sent in asked for request in (known, sent)])
-        refused((sent for *_, sent in asked if sent.answer is not None), f"{len(asked)} tasks to hold on")
+        try:
+            refused((sent for *_, sent in asked if sent.answer is not None), f"{len(asked)} tasks to hold on")
+        except ProviderError as problem:
+            error = problem
         left = []
         for at, one, uniques, known, sent in asked:
-            if sent.answer is None or known.answer is None:
+            if not sent.handle or known.answer is None:
                 continue
             taken = known.answer.kind is Kind.STATUS_RES_UNIQUE and known.answer.args[1] == b"1"
             if taken and uniques:
                 left.append((at, one, uniques))
             else:
                 done[at] = not taken
-    return done
+    return done, error

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ... import engine as contract
 from ...engine import EngineState, Lease, Outcome, Parcel, Sink
-from ...errors import ClientClosed, Overloaded, Unreachable, UsageError
+from ...errors import ClientClosed, UsageError
 from ...protocols.gearman.client_state import Request, submission
 from ...protocols.gearman.worker_state import Assignment
 from ...traits import Traits
@@ -43,8 +43,8 @@ _LONGEST_DELAY = 10 * 365 * 86400.0  # seconds
 class Queue(contract.Queue):
     """Tasks on one or several gearmands. One thread calls it; `wake` and `close` may come from any.
 
-    A second task with the id of one that the server holds is one with it, whatever its queue, unless that one was
-    released meanwhile. `deliveries` counts releases; gearmand does not tell how often a worker died with a task.
+    A second task with the id, queue and priority of one that the server holds is one with it, unless that one was
+    delayed or released before. `deliveries` counts releases; that a worker died with it gearmand does not tell.
     """
 
     traits = Traits(
@@ -184,7 +184,7 @@ class Queue(contract.Queue):
             leases: list[Lease] = []
             while True:
                 self._delays.tend()
-                self._collect(leases, limit)
+                self._collect(lines, leases, limit)
                 busy = self._taking.ask(limit - len(leases))
                 now = time.monotonic()
                 if leases and not busy:
@@ -197,7 +197,7 @@ class Queue(contract.Queue):
                         if not lines.lines(_TAKE) and not lines.undecided(_TAKE):
                             raise lines.unreachable()
                         return leases
-                    if now >= began + lines.timeout and not lines.lines(_TAKE):
+                    if not lines.lines(_TAKE) and (lines.hopeless() or now >= began + lines.timeout):
                         raise lines.unreachable()
                 until = min(self._delays.until(), self._taking.patience())
                 lines.pump(min(until, deadline if now < deadline else now + 0.25))
@@ -213,7 +213,7 @@ class Queue(contract.Queue):
         lines.want(self._taking.role)
         self._delays.start()
 
-    def _collect(self, leases: list[Lease], limit: int) -> None:
+    def _collect(self, lines: Lines, leases: list[Lease], limit: int) -> None:
         """Make leases of what has arrived; what nobody asked for stays."""
         rest = []
         void = []
@@ -230,7 +230,7 @@ class Queue(contract.Queue):
             leases.append(Lease(task.id, task.body, queue, task.deliveries + 1, _Held(job, task.priority)))
         self._taking.arrived = rest
         if void:
-            self._end(void)
+            lines.send(self._end(void))
 
     # ---- holding and settling
 
@@ -259,27 +259,28 @@ class Queue(contract.Queue):
                     again[job.owner].append((lease, outcome))
             error: Exception | None = None
             for line, several in again.items():
-                try:
-                    ended += self._resubmit(lines, line, several)
-                except (Overloaded, Unreachable) as problem:
-                    error = problem
+                moved, problem = self._resubmit(lines, line, several)
+                ended += moved
+                error = error or problem
             owners = self._end(ended, {id(lease.token.job) for lease, outcome in outcomes if outcome.kind == "bury"})
             self._echo(lines, owners, _SETTLED)
             if error is not None:
                 raise error
 
-    def _resubmit(self, lines: Lines, line: Line, several: list[tuple[Lease, Outcome]]) -> list[Assignment]:
-        """Put released and buried tasks where they belong; the jobs that can be ended now."""
+    def _resubmit(
+        self, lines: Lines, line: Line, several: list[tuple[Lease, Outcome]]
+    ) -> tuple[list[Assignment], Exception | None]:
+        """Put released and buried tasks where they belong; the jobs that can be ended now, and what went wrong."""
         deadline = time.monotonic() + lines.timeout
         while (other := lines.line(SUBMIT, line.index)) is None or not other.up:
             if not line.up:
-                return []
+                return [], None
             if time.monotonic() >= deadline:
-                raise lines.unreachable()
+                return [], lines.unreachable()
             lines.pump(deadline)
         moves = [self._move(lease, outcome) for lease, outcome in several]
-        moved = move(self._delivery, other, moves, self._place.base64)
-        return [lease.token.job for (lease, _), safe in zip(several, moved, strict=True) if safe]
+        moved, error = move(self._delivery, other, moves, self._place.base64)
+        return [lease.token.job for (lease, _), safe in zip(several, moved, strict=True) if safe], error
 
     def _move(self, lease: Lease, outcome: Outcome) -> Move:
         names = self._place.names

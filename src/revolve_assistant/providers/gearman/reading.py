@@ -49,10 +49,6 @@ class Reading:
         self._largest = 1.0  # bytes of a frame, of late
         self._since_turn = 0
 
-    @property
-    def role(self) -> str:
-        return READ
-
     # ---- reading
 
     def start(self) -> None:
@@ -136,7 +132,7 @@ class Reading:
             self._complete(channel.drop_all())
             function = self.place.names.channel(name)
             del self._channels[name], self._functions[function]
-            self._taking.only(each for each in self._functions)
+            self._taking.only(each for each in self._taking.current if each != function)
         else:
             self._complete(channel.drop(self._position(upto)))
 
@@ -184,7 +180,8 @@ class Reading:
 
     def _give_up(self, now: float) -> None:
         """Stop waiting for frames that will hardly come."""
-        drained = self._taking.asleep()
+        # A server that is away may come back with some of them, if it stores what it has.
+        drained = self._taking.asleep() and len(self.lines.lines(READ)) == len(self.lines.servers)
         full = self._count >= PENDING[0] or self._bytes >= PENDING[1]
         for channel in self._channels.values():
             if channel.holes:

@@ -31,6 +31,11 @@ class Taking:
         self._asked: dict[Line, float] = {}  # since when grabs are under way
         self._slept: dict[Line, float] = {}
 
+    @property
+    def current(self) -> tuple[bytes, ...]:
+        """The functions of which jobs are taken, the first ones first."""
+        return self._functions
+
     def functions(self, functions: Sequence[bytes]) -> None:
         """Take jobs of these, the first ones first as far as the server does that."""
         wanted = tuple(functions)
