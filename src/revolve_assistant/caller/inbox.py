@@ -160,10 +160,10 @@ class Inbox:
                 out.append((job.sink, self._end(job, record)))
                 return
             elif kind == wire.RETRYING:
-                job.over = True
+                job.over, job.started = True, False  # what is said now is for the run that follows
                 out.append((job.sink, (job.parcel, REPORT_RETRYING, record[1], record[2])))
             elif kind == wire.WAITING:
-                job.over = True
+                job.over, job.started = True, False
                 self._local(job, "waiting", (record[1],), out)
         if events:
             out.append((job.sink, (job.parcel, REPORT_EVENTS, events, _size(events))))
