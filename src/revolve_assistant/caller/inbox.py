@@ -169,10 +169,10 @@ class Inbox:
                 self._ended(job, record, out)
                 return
             elif kind == wire.RETRYING:
-                job.over = True
+                job.over, job.started = True, False  # what is said now is for the run that follows
                 out.append((job.sink, (job.parcel, REPORT_RETRYING, record[1], record[2])))
             elif kind == wire.WAITING:
-                job.over = True
+                job.over, job.started = True, False
                 self._local(job, "waiting", (record[1],), out)
         if events:
             out.append((job.sink, (job.parcel, REPORT_EVENTS, events, _size(events))))

@@ -40,6 +40,7 @@ BATCH = 500  # tasks handed to the queue at once
 EXPIRY = 7 * 86400.0  # seconds after which nobody runs a task any more
 PAUSES = (0.05, 5.0)  # seconds between attempts to reach a server: first, most
 LINGER = 1.0  # seconds after the last task during which the inbox is still read
+RETRY_CANCEL = 0.5  # seconds between attempts to take a task back that its worker is just giving back
 FLUSH = 5.0  # seconds that `close` waits for what was submitted
 
 
@@ -88,6 +89,8 @@ class Remote:
         self._outbox: deque[RemoteJob] = deque()
         self._words: deque[tuple[str, bytes]] = deque()  # control messages
         self._cancels: deque[RemoteJob] = deque()
+        self._missed: list[RemoteJob] = []  # to be taken back between two attempts, and not there just then
+        self._missed_next = 0.0
         self._stacks: dict[str, list[Any]] = {}
         self._sleeping = False
         self._closing = False
@@ -320,6 +323,8 @@ class Remote:
                 self._keep_sources()
             self._post()
             due = self.reckoning.look(monotonic())
+            if self._missed:
+                due = min(due, self._missed_next)
             with self._lock:
                 if self._closing and not self._outbox and not self._words:
                     return
@@ -362,6 +367,9 @@ class Remote:
 
     def _post(self) -> None:
         """Send what there is: control messages first, they are few and somebody waits."""
+        if self._missed and monotonic() >= self._missed_next:
+            missed, self._missed = self._missed, []
+            self._cancels.extend(missed)
         while self._cancels:
             self._take_back(self._cancels[0])
             self._cancels.popleft()
@@ -462,6 +470,9 @@ class Remote:
             pass  # `_pack` meets it
         elif self.queue.cancel(job.parcel.id):
             self.end(job, REPORT_CANCELLED, "unstarted")
+        elif job.over:  # on its way back to the queue: nobody tells us when it is there
+            self._missed.append(job)
+            self._missed_next = monotonic() + RETRY_CANCEL
 
     def send_again(self, job: RemoteJob) -> None:
         """Hand a task to the queue once more: it was lost there."""

@@ -180,7 +180,9 @@ class Held:
     def _failed(self, packed: bytes, again: float | None) -> None:
         if again == UNKNOWN:
             self.unknown(headline(packed))
-        elif again is not None and not self.releasing:
+        elif self.releasing:  # interrupted by us: whatever it made of that is no failure of its own
+            self.give_back("the worker shuts down")
+        elif again is not None:
             self._again(headline(packed), again)
         else:
             self._end((wire.FAILED, packed, self._written()), DONE, len(packed))
@@ -188,6 +190,9 @@ class Held:
     def _raised(self, error: BaseException) -> None:
         if isinstance(error, Unimportable):
             self.unknown(str(error))
+            return
+        if self.releasing:
+            self.give_back("the worker shuts down")
             return
         delay = self._delay(error)
         if delay is not None:
@@ -218,7 +223,7 @@ class Held:
     def _delay(self, error: BaseException) -> float | None:
         """Seconds until another attempt, None: there is none. Decided here where no child can say it any more."""
         terms = self.envelope.terms if self.envelope is not None else None
-        if terms is None or terms.retry is None or self.releasing:
+        if terms is None or terms.retry is None:
             return None
         retry = terms.retry if self.worker.live else [*terms.retry[:4], None]  # a supervisor never unpickles
         return delay_of(retry, self.lease.deliveries, error)
