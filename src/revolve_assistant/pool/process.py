@@ -1,8 +1,8 @@
 """One child as its supervisor sees it: how it is started, spoken to, heard and buried.
 
-    start ──▶ ChildProcess(kind, begin): board, two sockets, life line; `begin` makes the process that has their ends
-                   begin = exec     a fresh interpreter (`start_child`)
-                   begin = fork     a copy of this process (`fork.py`)
+start ──▶ ChildProcess(kind, begin): board, two sockets, life line; `begin` makes the process that has their ends
+               begin = exec     a fresh interpreter (`start_child`)
+               begin = fork     a copy of this process (`fork.py`)
 """
 
 from __future__ import annotations
