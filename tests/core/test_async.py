@@ -26,7 +26,7 @@ from revolve_assistant import (
     report,
 )
 
-URLS = ["process://", "thread://", "fork://"]
+URLS = ["process://", "thread://", "fork://?other_threads=allow"]
 
 
 def run_trio(fn: Callable[[], Awaitable[Any]]) -> Any:

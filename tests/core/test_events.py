@@ -53,7 +53,7 @@ def clients() -> Iterator[dict[str, Client]]:
     made = {
         "process": Client(max_workers=2),
         "thread": Client("thread://", max_workers=2),
-        "fork": Client("fork://", max_workers=2),
+        "fork": Client("fork://?other_threads=allow", max_workers=2),
         "inline": Client("inline://"),
     }
     for name in ("process", "thread", "fork"):  # all their children and threads are there before the first test
@@ -74,13 +74,19 @@ def clients() -> Iterator[dict[str, Client]]:
 
 
 @pytest.fixture(params=ENGINES)
-def every(request: pytest.FixtureRequest, clients: dict[str, Client]) -> Client:
-    return clients[request.param]
+def every(
+    request: pytest.FixtureRequest, clients: dict[str, Client], reaped: Callable[[Client], None]
+) -> Iterator[Client]:
+    yield clients[request.param]
+    reaped(clients[request.param])
 
 
 @pytest.fixture(params=ENGINES[:3])
-def live(request: pytest.FixtureRequest, clients: dict[str, Client]) -> Client:
-    return clients[request.param]
+def live(
+    request: pytest.FixtureRequest, clients: dict[str, Client], reaped: Callable[[Client], None]
+) -> Iterator[Client]:
+    yield clients[request.param]
+    reaped(clients[request.param])
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from revolve_assistant import (
     report,
 )
 
-URLS = {"process": "process://", "thread": "thread://", "inline": "inline://", "fork": "fork://"}
+URLS = {"process": "process://", "thread": "thread://", "inline": "inline://", "fork": "fork://?other_threads=allow"}
 
 
 @pytest.fixture(params=URLS)
