@@ -9,20 +9,20 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures._base import FINISHED
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ..engine import Engine, Parcel
-from ..errors import ClientClosed, NotCarriable, TaskLost, Unreachable, UsageError
+from ..errors import ClientClosed, NotCarriable, Unreachable, UsageError
+from ..pool.threads import OurThread
 from ..wire.carry import Carrier
 from .dispatch import Dispatcher
-from .ending import say_unretrieved
+from .ending import _ending, say_unretrieved
 from .engines import choose_engine
 from .listeners import Listener, Listeners
 from .options import PLAIN, Options, merge, options_of
 from .task import Task, _cancelled
-from .waiting import wait, wait_async
+from .waiting import aside, in_trio, wait, wait_async
 
 if TYPE_CHECKING:
     from ..wire.share import Share
@@ -130,7 +130,7 @@ class Client(concurrent.futures.Executor):
         self._live = self._engine.traits.live
         self._remote = bool(getattr(self._engine, "remote", False))
         self._dispatcher = self._new_dispatcher()
-        self._dispatcher.pump = None if self._live else self._engine.pump
+        self._dispatcher.pump = self._pump_to_lead()
         self._listeners: Listeners | None = None
         self._listeners_version = 0
         self._tasks: dict[str, Task[Any]] = {}
@@ -208,7 +208,7 @@ class Client(concurrent.futures.Executor):
             self._engine.expect()
         work = self._carrier.live(fn, args, kwargs) if self._live else self._carrier.carry(fn, args, kwargs)
         parcel = Parcel(
-            f"{self._prefix}{next(self._number):012x}",
+            self._new_id(),
             work=work,
             queue=options.queue,
             priority=options.priority,
@@ -351,6 +351,17 @@ class Client(concurrent.futures.Executor):
                 except Exception:
                     log.exception("what waits for a client's last task failed")
 
+    def _pump_to_lead(self) -> Any:
+        """The pump of an engine that keeps children: the dispatcher may do its work while it has none of its own."""
+        return self._engine.pump if self._engine.traits.kills and hasattr(self._engine, "pump") else None
+
+    def _new_id(self) -> str:
+        return f"{self._prefix}{next(self._number):012x}"
+
+    def _owns(self, task_id: str) -> bool:
+        """Whether the task was submitted in this process, and not in one that this one was forked from."""
+        return task_id.startswith(self._prefix)
+
     def _blocks_itself(self) -> bool:
         """Whether this thread is one that must not wait for a task: it is what would end it."""
         pump = getattr(self._engine, "pump", None)
@@ -461,7 +472,7 @@ class Client(concurrent.futures.Executor):
             self._wait_for_ends(None)
             self._close()
         elif not self._closed:  # at once: from 3.12 on no thread can be started once the interpreter ends
-            threading.Thread(target=self._close_when_drained, name="revolve-closer", daemon=True).start()
+            OurThread(self._close_when_drained, "revolve-closer").start()
 
     def _close_when_drained(self) -> None:
         self._wait_for_ends(None)
@@ -522,8 +533,6 @@ class Client(concurrent.futures.Executor):
         return None
 
     async def __aenter__(self) -> Client:
-        from .waiting import in_trio
-
         if in_trio():
             import sys
 
@@ -537,8 +546,6 @@ class Client(concurrent.futures.Executor):
         return self
 
     async def __aexit__(self, kind: Any, error: Any, tb: Any) -> None:
-        from .waiting import in_trio
-
         if kind is not None and issubclass(kind, KeyboardInterrupt):
             self._interrupted()
         self._begin_shutdown(False)
@@ -547,16 +554,7 @@ class Client(concurrent.futures.Executor):
                 await wait_async(self._when_drained)
         finally:
             self._dispatcher.use_loop(None)
-            if in_trio():
-                import sys
-
-                trio = sys.modules["trio"]
-                with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(self._close)
-            else:
-                import asyncio
-
-                await asyncio.shield(asyncio.to_thread(self._close))
+            await aside(self._close)
 
     def __reduce__(self) -> Any:
         raise NotCarriable(
@@ -565,24 +563,22 @@ class Client(concurrent.futures.Executor):
 
     def _after_fork(self) -> None:
         """In a forked child: what the parent's workers do is the parent's; this process starts afresh."""
-        old = self._engine
-        self._finalizer.detach()
-        if hasattr(old, "after_fork"):
-            old.after_fork()
-        self._dispatcher = self._new_dispatcher()
+        # Not freed: that would touch, and so copy, what is shared with the parent. A task's id says whose it is.
+        self._inherited = vars(self).copy()
         self._lock = threading.Lock()
         self._prefix = os.urandom(10).hex()
-        tasks, self._tasks = list(self._tasks.values()), {}
-        self._uniques, self._heavy, self._maps, self._drained = {}, {}, set(), []
-        if not self._closed and not self._shut and self._reopen:
+        self._tasks, self._uniques, self._heavy, self._maps, self._drained = {}, {}, {}, set(), []
+        self._dispatcher.after_fork()
+        if hasattr(self._engine, "after_fork"):
+            self._engine.after_fork()
+        elif not self._closed and self._reopen:
+            self._finalizer.detach()
+            if self._remote:
+                self._engine.abandon()
             self._engine = self._make()
-            self._dispatcher.pump = None if self._live else self._engine.pump
             self._finalizer = weakref.finalize(self, _abandon, self._engine, self._dispatcher)
             self._finalizer.atexit = False
-        for task in tasks:
-            task._exception = TaskLost(f"task {task._id} belongs to the process that was forked")
-            task._end = ("lost", 0.0, "")
-            task._state = FINISHED
+        self._dispatcher.pump = self._pump_to_lead()
 
     def __repr__(self) -> str:
         return f"<Client {type(self._engine).__module__.rpartition('.')[2]} {len(self._tasks)} tasks>"
@@ -604,7 +600,7 @@ def _abandon(engine: Any, dispatcher: Dispatcher) -> None:
         engine.close()
         dispatcher.stop()
 
-    threading.Thread(target=close, name="revolve-closer", daemon=True).start()
+    OurThread(close, "revolve-closer").start()
 
 
 def _at_exit() -> None:
@@ -620,6 +616,7 @@ def _at_exit() -> None:
 
 
 def _in_fork() -> None:
+    _ending._at_fork_reinit()  # type: ignore[attr-defined]
     for client in list(_clients):
         client._after_fork()
 

@@ -68,6 +68,10 @@ class _HandDispatcher:
     def get_ready(self) -> None:
         pass
 
+    def after_fork(self) -> None:
+        self._calls.clear()
+        self._thread = self._passed = None
+
     def use_loop(self, call_soon: Any) -> None:
         pass
 

@@ -58,6 +58,6 @@ class Embedded(Remote):
         super().close()
         self.worker.stop(0.0)
 
-    def after_fork(self) -> None:
-        super().after_fork()
+    def abandon(self) -> None:
+        super().abandon()
         self.worker.engine.after_fork()

@@ -127,6 +127,7 @@ class Hearing(Ending):
     def _add(self, name: str, listener: Listener) -> None:
         check = Listeners()
         check.add(name, listener)
+        self._refuse_foreign()
         self._client._dispatcher.get_ready()
         with _ending:
             if self._reader is None and self._log is None and self._end is None and self._started is None:

@@ -87,6 +87,7 @@ class Mapping:
         self.lock = RLock()
         self.stopped = False
         self.workers = client._engine.max_workers
+        self.prefix = client._prefix
 
     def start(self) -> None:
         for _ in range(self.workers):
@@ -104,7 +105,7 @@ class Mapping:
             work, indices = self._carry(indices)
             chunk = Chunk(self, indices)
             parcel = Parcel(
-                f"{client._prefix}{next(client._number):012x}",
+                client._new_id(),
                 work=work,
                 owner=chunk,
                 chunk=2 if work.live is _WHOLE else 1,
@@ -253,6 +254,8 @@ class Mapping:
         """
         results = self.results
         if results[index] is _EMPTY:
+            if not self.client._owns(self.prefix):
+                raise UsageError("this map() belongs to the process that this one was forked from: use it there")
             self.awaited = index
             while results[index] is _EMPTY:
                 if self.client._blocks_itself():
@@ -282,6 +285,8 @@ class Mapping:
 
     def stop(self) -> None:
         """Cancel what has not started; what runs is stopped at its next item."""
+        if not self.client._owns(self.prefix):
+            return
         with self.lock:
             self.stopped = True
             self.again.clear()
@@ -377,7 +382,7 @@ def _from_tasks(tasks: list[Any], deadline: float | None, errors: str) -> Genera
             yield box.pop()
     finally:
         for task in tasks:
-            if not task.running():
+            if not task._foreign and not task.running():
                 task.cancel()
 
 

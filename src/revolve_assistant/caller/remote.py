@@ -210,7 +210,7 @@ class Remote:
             for box in (self.main, *self.sources):
                 box.messenger.close()
 
-    def after_fork(self) -> None:
+    def abandon(self) -> None:
         """In a forked child: the connections are the parent's; what is made next opens its own."""
         self._closing = True
         self.sender = self.reader = None

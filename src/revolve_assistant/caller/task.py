@@ -96,6 +96,8 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
         """`pending`, `running`, `succeeded`, `failed`, `cancelled` or `lost`."""
         if self._end is not None:
             return self._end[0]  # type: ignore[return-value]
+        if self._foreign:
+            return "lost"
         return "running" if self.running() else "pending"
 
     @property
@@ -124,6 +126,7 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
         """
         if self._end is not None:
             return False
+        self._refuse_foreign()
         return self._client._cancel(self)
 
     def result(self, timeout: float | None = None) -> T:
@@ -159,6 +162,7 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
 
     def add_done_callback(self, fn: Callable[[Task[T]], Any]) -> None:
         """Call `fn(task)` once the task has ended and its end's listeners have run, on the dispatcher."""
+        self._refuse_foreign()
         with _ending:
             if not self.done():
                 if self._callbacks is None:
@@ -223,6 +227,7 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
         from ..wire.values import pack_args
 
         check_name(name)
+        self._refuse_foreign()
         return self._client._send(self, name, pack_args(args))
 
     def add_listener(self, name: str, fn: Callable[..., Any], *, priority: int = 0) -> None:

@@ -35,7 +35,7 @@ def end(failed: bool) -> None:
     """A callable that forked has returned in the copy too: that ends here, as a program would."""
     try:
         if failed:
-            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+            sys.excepthook(*sys.exc_info())
         sys.stdout.flush()
         sys.stderr.flush()
     finally:

@@ -181,7 +181,7 @@ def live(child: ChildProcess, ends: Ends, parcel: Parcel, initializer: Any, rene
         status = 0
     except BaseException:
         with contextlib.suppress(BaseException):
-            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+            sys.excepthook(*sys.exc_info())
     finally:
         try:
             take_leave()
@@ -202,7 +202,7 @@ def reset_handlers() -> None:
 
 
 def forget_parent() -> None:
-    """Nothing the parent has begun is ended here: its buffers, loops, exit functions, imports, half of a random series."""
+    """Nothing that the parent has begun is ended here: its buffers, loops, exit functions, imports, random series."""
     gc.freeze()  # what was inherited is never walked through, so it stays shared
     forget_imports()
     atexit._clear()
@@ -213,7 +213,7 @@ def forget_parent() -> None:
         numpy_random.seed()  # `random` itself does that
     if (events := modules.get("asyncio.events")) is not None:
         events._set_running_loop(None)
-        policy = getattr(events, "_event_loop_policy", None)
+        policy: Any = getattr(events, "_event_loop_policy", None)
         if hasattr(policy, "_local") and hasattr(policy, "_Local"):
             policy._local = policy._Local()
     if (trio := modules.get("trio._core._run")) is not None:
@@ -271,4 +271,4 @@ def take_leave() -> None:
             end()
         except BaseException:
             with contextlib.suppress(BaseException):
-                sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+                sys.excepthook(*sys.exc_info())

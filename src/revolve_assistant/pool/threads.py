@@ -4,7 +4,7 @@ A fork takes along one thread and every lock: what another thread holds at that 
 ever. Three things keep that harmless as far as it concerns us:
 
     ours, idle or serving     hold nothing the fork needs: each of our locks is made anew in the fork
-    ours, in the user's code  a listener on the dispatcher: waited for (`gates`); a task in a thread: counts as the user's
+    ours, in the user's code  a listener on the dispatcher is waited for (`gates`), a task in a thread is a stranger
     the user's                `strangers` names them, and the fork engine refuses
 
 and no fork, whoever makes it, happens while a child is half made (`making`): it would inherit descriptors that nobody
@@ -103,12 +103,6 @@ def forget_imports() -> None:
         spec = getattr(sys.modules.get(name), "__spec__", None)
         if getattr(spec, "_initializing", False):
             sys.modules.pop(name, None)
-
-
-def renew_lock(lock: Any) -> None:
-    """From now on each fork finds the lock free, whoever held it when the process forked."""
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=lock._at_fork_reinit)
 
 
 def _in_fork() -> None:

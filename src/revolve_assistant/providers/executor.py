@@ -93,10 +93,7 @@ class Engine(LiveEngine):
         self.in_process = isinstance(executor, concurrent.futures.ThreadPoolExecutor)
         self.max_workers = getattr(executor, "_max_workers", None) or os.cpu_count() or 1
         self._carrier = Carrier()
-        self._folder: str | None = None
-        self._server: socket.socket | None = None
-        self._waiting: dict[socket.socket, bytearray] = {}
-        self._futures: dict[str, Any] = {}
+        self._made_in = os.getpid()
 
     @classmethod
     def from_url(cls, url: Url, *, executor: Any = None, **options: Any) -> Engine:
@@ -104,7 +101,28 @@ class Engine(LiveEngine):
             raise UsageError("executor:// needs the executor: Client(executor), or Client('executor://', executor=…)")
         return cls(executor, **options)
 
+    def after_fork(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for connection in (*self._waiting, *(getattr(job, "connection", None) for job in self.jobs.values())):
+            if connection is not None:
+                connection.close()
+        super().after_fork()
+
+    def begin(self) -> None:
+        super().begin()
+        self._pid = os.getpid()
+        self._folder: str | None = None
+        self._server: socket.socket | None = None
+        self._waiting: dict[socket.socket, bytearray] = {}
+        self._futures: dict[str, Any] = {}
+
     def submit(self, parcels: Sequence[Parcel], sink: Sink) -> None:
+        if self._pid != self._made_in:
+            raise UsageError(
+                f"the executor was made in the process that this one was forked from (pid {self._made_in}), and its "
+                "workers are there: make one, and a Client for it, in this process"
+            )
         if self.closing:
             raise Unreachable("the engine is closed")
         for parcel in parcels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from _thread import allocate_lock
 from collections import deque
@@ -447,6 +448,8 @@ def _asyncio() -> Any:
 
 
 _making = allocate_lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_making._at_fork_reinit)  # type: ignore[attr-defined] # another thread may hold it
 _outside: Running | None = None
 
 

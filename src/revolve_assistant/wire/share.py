@@ -33,14 +33,8 @@ _received: dict[str, tuple[bytes, list[memoryview]]] = {}
 _unpacked: dict[str, Any] = {}
 _lock = threading.RLock()  # re-entrant: a shared object may hold another
 
-
-def _renew_lock() -> None:
-    global _lock  # noqa: PLW0603
-    _lock = threading.RLock()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)  # another thread may have held it at the fork
+    os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined] # another thread may hold it
 
 
 class Share(Generic[T]):
