@@ -95,6 +95,10 @@ class _Nowhere:
     def _blocks_itself() -> bool:
         return False
 
+    @staticmethod
+    def _owns(task_id: str) -> bool:
+        return True
+
     def __getattr__(self, name: str) -> Any:
         raise UsageError("this task is not handed over yet: call client.handle(task) first")
 
@@ -215,6 +219,9 @@ class DrivenClient(Client):
 
     def _new_dispatcher(self) -> Any:
         return _HandDispatcher()
+
+    def _owns(self, task_id: str) -> bool:
+        return super()._owns(task_id) or task_id in self._tasks  # ids of handed tasks are older than this client
 
     def _wait_for_ends(self, timeout: float | None) -> bool:
         return self._wait("", lambda: not self._tasks, timeout, None)
