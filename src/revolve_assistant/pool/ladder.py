@@ -91,6 +91,7 @@ class Ladder:
             supervisor.feeder.drop(job)
             job.state = WAITING
             supervisor.end(job, self.ended(job, "unstarted"))
+            job.parcel.work = None  # it may stay in its lane for long; its arguments need not
             return
         if child.kind == "plain":
             if len(child.jobs) > 1 or child.words[at.RUNNING] < job.seq:

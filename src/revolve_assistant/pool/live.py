@@ -145,6 +145,7 @@ class LiveEngine(Engine):
                 return False
             if not job.started and self.drop(job):
                 self.end(job, (job.parcel, REPORT_CANCELLED, "unstarted"))
+                job.parcel.work = None  # it may stay in its lane for long; its arguments need not
             else:
                 job.flag()
         return True
