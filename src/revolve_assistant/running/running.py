@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import threading
 
 CREDIT = 4 << 20  # bytes of events on their way before `emit` blocks; at half of it more is asked for
+OBJECTS = 256  # bytes that an event takes in its caller beyond those of its record
 MAX_MESSAGES = 1000  # sent to a task and not yet received by it
 
 ATOMS = frozenset({type(None), bool, int, float, str, bytes})
@@ -170,7 +171,7 @@ class Running:
             return
         record = encode_event(self._seq, name, args)
         port.put(record)
-        self._sent += len(record)
+        self._sent += len(record) + OBJECTS
         if self._sent >= self._mark:
             self._want_credit()
 
@@ -282,7 +283,7 @@ class Running:
 
         record = elsewhere(self._seq, address, encode_event(self._seq, name, args))
         port.put(record)
-        self._sent += len(record)
+        self._sent += len(record) + OBJECTS
         if self._sent >= self._mark:
             self._want_credit()
 
