@@ -110,12 +110,6 @@ class Looking:
         while (not lines.lines(SUBMIT) or lines.undecided(SUBMIT, hopeful=True)) and time.monotonic() < deadline:
             lines.pump(deadline)
         up = {line.index: line for line in lines.lines(SUBMIT)}
-        now = time.monotonic()
-        for index in range(len(lines.servers)):
-            if index in up:
-                self._missing.pop(index, None)
-            else:
-                self._missing.setdefault(index, now)
         if not up:
             raise lines.unreachable()
         return up
@@ -123,8 +117,11 @@ class Looking:
     def _complain(self) -> None:
         """Not found is not gone while a server that may have it is away for a moment."""
         now = time.monotonic()
-        for index, since in self._missing.items():
-            if now - since < _GONE:
+        up = {line.index for line in self._lines.lines(SUBMIT)}
+        for index in range(len(self._lines.servers)):
+            if index in up:
+                self._missing.pop(index, None)
+            elif now - self._missing.setdefault(index, now) < _GONE:
                 raise Unreachable(f"cannot say what is lost: {self._lines.servers[index].error}")
 
     # ---- cancel
