@@ -17,6 +17,7 @@ from .names import DELAYED, READY, unique
 from .wrapping import Wrapped, wrap
 
 _REMEMBERED = 100_000  # submissions, of which `cancel` knows the function
+_MOMENT = 0.5  # seconds for one to come back while it is asked
 _GONE = 60.0  # seconds after which a server that does not answer counts as one that lost its tasks
 _FORMS = (*DELAYED, *READY)
 
@@ -59,6 +60,18 @@ class Looking:
     # ---- state
 
     def state(self, ids: Sequence[str]) -> dict[str, EngineState]:
+        found = self._states(ids)
+        if any(state == "unknown" for state in found.values()) and self._away():
+            # Not found is not gone while a server that may have it is away for a moment.
+            until = time.monotonic() + _MOMENT
+            while self._away() and time.monotonic() < until:
+                self._lines.pump(until)
+            found = self._states(ids)
+            if any(state == "unknown" for state in found.values()):
+                self._complain()
+        return found
+
+    def _states(self, ids: Sequence[str]) -> dict[str, EngineState]:
         found: dict[str, EngineState] = dict.fromkeys(ids, "unknown")
         lines = self._up()
         asked = []
@@ -77,8 +90,6 @@ class Looking:
                 [(task, line, unique(task) + form) for task in left for line in lines.values() for form in _FORMS],
                 found,
             )
-        if any(state == "unknown" for state in found.values()):
-            self._complain()
         return found
 
     def _ask(self, questions: Sequence[tuple[str, Line, str]], found: dict[str, EngineState]) -> None:
@@ -114,14 +125,18 @@ class Looking:
             raise lines.unreachable()
         return up
 
-    def _complain(self) -> None:
-        """Not found is not gone while a server that may have it is away for a moment."""
+    def _away(self) -> list[int]:
+        """The servers that do not answer now."""
         now = time.monotonic()
         up = {line.index for line in self._lines.lines(SUBMIT)}
-        for index in range(len(self._lines.servers)):
-            if index in up:
-                self._missing.pop(index, None)
-            elif now - self._missing.setdefault(index, now) < _GONE:
+        away = [index for index in range(len(self._lines.servers)) if index not in up]
+        self._missing = {index: self._missing.get(index, now) for index in away}
+        return away
+
+    def _complain(self) -> None:
+        now = time.monotonic()
+        for index in self._away():
+            if now - self._missing[index] < _GONE:
                 raise Unreachable(f"cannot say what is lost: {self._lines.servers[index].error}")
 
     # ---- cancel
