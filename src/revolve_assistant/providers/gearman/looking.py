@@ -9,9 +9,9 @@ from typing import NamedTuple
 from ...engine import EngineState, Parcel
 from ...errors import Unreachable
 from ...protocols.gearman import GearmanAdmin, Kind
-from ...protocols.gearman.client_state import Request, status_unique_request, submission
-from .address import MAX_BODY, Place
-from .delivery import SUBMIT, Delivery, Preference
+from ...protocols.gearman.client_state import Request, status_unique_request
+from .address import Place
+from .delivery import SUBMIT, Delivery, Preference, background
 from .lines import Line, Lines
 from .names import DELAYED, READY, unique
 from .wrapping import Wrapped, wrap
@@ -167,13 +167,11 @@ class Looking:
         gone just now is void, and whoever takes it drops it."""
         names = self._place.names
         key = unique(task_id) + form
-        request = submission(
+        request = background(
             names.delayed if form in DELAYED else names.queue(own.queue, own.priority),
+            key,
             wrap(Wrapped(task_id, own.queue, b"", void=True), self._place.base64),
-            unique=key,
-            background=True,
-            priority=0 if form in DELAYED else own.priority,
-            max_body=MAX_BODY,
+            0 if form in DELAYED else own.priority,
         )
         status = status_unique_request(key)
         self._delivery.ask(line, [request])
