@@ -9,14 +9,15 @@ from typing import NamedTuple
 from ...engine import EngineState, Parcel
 from ...errors import Unreachable
 from ...protocols.gearman import GearmanAdmin, Kind
-from ...protocols.gearman.client_state import Request, status_unique_request, submission
-from .address import MAX_BODY, Place
-from .delivery import SUBMIT, Delivery, Preference
+from ...protocols.gearman.client_state import Request, status_unique_request
+from .address import Place
+from .delivery import SUBMIT, Delivery, Preference, background
 from .lines import Line, Lines
 from .names import DELAYED, READY, unique
 from .wrapping import Wrapped, wrap
 
 _REMEMBERED = 100_000  # submissions, of which `cancel` knows the function
+_MOMENT = 0.5  # seconds for one to come back while it is asked
 _GONE = 60.0  # seconds after which a server that does not answer counts as one that lost its tasks
 _FORMS = (*DELAYED, *READY)
 
@@ -59,6 +60,18 @@ class Looking:
     # ---- state
 
     def state(self, ids: Sequence[str]) -> dict[str, EngineState]:
+        found = self._states(ids)
+        if any(state == "unknown" for state in found.values()) and self._away():
+            # Not found is not gone while a server that may have it is away for a moment.
+            until = time.monotonic() + _MOMENT
+            while self._away() and time.monotonic() < until:
+                self._lines.pump(until)
+            found = self._states(ids)
+            if any(state == "unknown" for state in found.values()):
+                self._complain()
+        return found
+
+    def _states(self, ids: Sequence[str]) -> dict[str, EngineState]:
         found: dict[str, EngineState] = dict.fromkeys(ids, "unknown")
         lines = self._up()
         asked = []
@@ -77,8 +90,6 @@ class Looking:
                 [(task, line, unique(task) + form) for task in left for line in lines.values() for form in _FORMS],
                 found,
             )
-        if any(state == "unknown" for state in found.values()):
-            self._complain()
         return found
 
     def _ask(self, questions: Sequence[tuple[str, Line, str]], found: dict[str, EngineState]) -> None:
@@ -110,21 +121,22 @@ class Looking:
         while (not lines.lines(SUBMIT) or lines.undecided(SUBMIT, hopeful=True)) and time.monotonic() < deadline:
             lines.pump(deadline)
         up = {line.index: line for line in lines.lines(SUBMIT)}
-        now = time.monotonic()
-        for index in range(len(lines.servers)):
-            if index in up:
-                self._missing.pop(index, None)
-            else:
-                self._missing.setdefault(index, now)
         if not up:
             raise lines.unreachable()
         return up
 
-    def _complain(self) -> None:
-        """Not found is not gone while a server that may have it is away for a moment."""
+    def _away(self) -> list[int]:
+        """The servers that do not answer now."""
         now = time.monotonic()
-        for index, since in self._missing.items():
-            if now - since < _GONE:
+        up = {line.index for line in self._lines.lines(SUBMIT)}
+        away = [index for index in range(len(self._lines.servers)) if index not in up]
+        self._missing = {index: self._missing.get(index, now) for index in away}
+        return away
+
+    def _complain(self) -> None:
+        now = time.monotonic()
+        for index in self._away():
+            if now - self._missing[index] < _GONE:
                 raise Unreachable(f"cannot say what is lost: {self._lines.servers[index].error}")
 
     # ---- cancel
@@ -155,13 +167,11 @@ class Looking:
         gone just now is void, and whoever takes it drops it."""
         names = self._place.names
         key = unique(task_id) + form
-        request = submission(
+        request = background(
             names.delayed if form in DELAYED else names.queue(own.queue, own.priority),
+            key,
             wrap(Wrapped(task_id, own.queue, b"", void=True), self._place.base64),
-            unique=key,
-            background=True,
-            priority=0 if form in DELAYED else own.priority,
-            max_body=MAX_BODY,
+            0 if form in DELAYED else own.priority,
         )
         status = status_unique_request(key)
         self._delivery.ask(line, [request])

@@ -16,9 +16,8 @@ from typing import NamedTuple
 
 from ...errors import ProviderError
 from ...protocols.gearman import Kind
-from ...protocols.gearman.client_state import status_unique_request, submission
-from .address import MAX_BODY
-from .delivery import Delivery, refused
+from ...protocols.gearman.client_state import status_unique_request
+from .delivery import Delivery, background, refused
 from .lines import Line
 from .names import DELAYED, READY, suffix, unique
 from .wrapping import Wrapped, wrap
@@ -53,16 +52,8 @@ def move(delivery: Delivery, line: Line, moves: Sequence[Move], base64: bool) ->
         asked = []
         for at, one, uniques in left:
             known = status_unique_request(uniques[0])
-            workload = wrap(one.task, base64)
-            sent = submission(
-                one.function,
-                workload,
-                unique=uniques.pop(0),
-                background=True,
-                priority=one.task.priority,
-                at=one.at,
-                max_body=MAX_BODY,
-            )
+            priority = 0 if one.buried or one.task.due else one.task.priority
+            sent = background(one.function, uniques.pop(0), wrap(one.task, base64), priority, one.at)
             asked.append((at, one, uniques, known, sent))
         delivery.ask(line, [request for *_, known, sent in asked for request in (known, sent)])
         try:
