@@ -12,6 +12,7 @@ import sys
 COMMANDS = {
     "run": "run a function once for each item, in parallel, with live progress",
     "demo": "see it work: real work in child processes, in under 15 seconds, no server",
+    "secret": "make a secret to sign with, or show the fingerprint of the one in use",
     "stack": "show where a running task is, line by line",
 }
 """Name -> what it is for, in the order in which people meet them."""
