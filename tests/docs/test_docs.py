@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from revolve_assistant.cli import COMMANDS
 from revolve_assistant.cli.flags import Command
 from revolve_assistant.event import LIFECYCLE
 from revolve_assistant.pool.process import POOL_SIZES
+from revolve_assistant.testing import servers
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -162,11 +164,28 @@ def program(page: str) -> str:
     return "\n".join(out) + "\n"
 
 
+SERVERS = {  # the address that a page may name, the program that has to be there, and the server started in its place
+    "127.0.0.1:4730": ("gearmand", servers.Gearmand),
+    "127.0.0.1:11211": ("memcached", servers.Memcached),
+}
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
-def test_the_page_runs(path, tmp_path):
-    file = tmp_path / f"{path.stem.replace('-', '_')}.py"
-    file.write_text(program(path.read_text(encoding="utf-8")), encoding="utf-8")
+def test_the_page_runs(path, tmp_path, need):
+    text = program(path.read_text(encoding="utf-8"))
+    with ExitStack() as stack:
+        for address, (tool, server) in SERVERS.items():
+            if address in text:
+                need(tool)
+                text = text.replace(address, "{}:{}".format(*stack.enter_context(server()).address))
+        run_page(path, text, tmp_path)
+
+
+def run_page(path: Path, text: str, tmp_path: Path) -> None:
+    file = tmp_path / f"{path.stem.replace('-', '_')}_page.py"
+    file.write_text(text, encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("REVOLVE_", "PYTHON"))}
+    environment["XDG_DATA_HOME"] = str(tmp_path)  # where the secret makes itself
     done = subprocess.run(
         [sys.executable, "-W", "error", file],
         cwd=tmp_path,

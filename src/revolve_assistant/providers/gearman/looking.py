@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ...engine import EngineState, Parcel
-from ...errors import Unreachable
+from ...errors import Overloaded, Unreachable
 from ...protocols.gearman import GearmanAdmin, Kind
 from ...protocols.gearman.client_state import Request, status_unique_request
 from .address import Place
@@ -38,7 +38,7 @@ class Looking:
         self._place = place
         self._preference = preference
         self._own: dict[str, _Own] = {}
-        self._cancelled: dict[str, str] = {}  # ids, with the form of the unique that must not be used again
+        self._cancelled: dict[str, list[str]] = {}  # forms of their uniques whose jobs may lie there still
         self._missing: dict[int, float] = {}  # since when servers do not answer
 
     def submitted(self, tasks: Iterable[tuple[Parcel, Request]]) -> None:
@@ -46,16 +46,37 @@ class Looking:
         for parcel, request in tasks:
             if request.handle:
                 own[parcel.id] = _Own(parcel.queue, parcel.priority)
-                self._cancelled.pop(parcel.id, None)
         while len(own) > _REMEMBERED:
             del own[next(iter(own))]
 
-    def form(self, task_id: str) -> str:
-        """The form of unique to submit a task with: not one that was cancelled, whose job may still lie there."""
-        if not self._cancelled:
-            return READY[0]
-        last = self._cancelled.get(task_id)
-        return READY[(READY.index(last) + 1) % len(READY)] if last in READY else READY[0]
+    def form(self, task_id: str, forms: tuple[str, ...]) -> str:
+        """The form of unique to submit a task with: not one that was cancelled, whose job would swallow it.
+
+        Such a job lies there until a worker comes by, who drops it. Raises `Overloaded`.
+        """
+        cancelled = self._cancelled.get(task_id) if self._cancelled else None
+        if not cancelled:
+            return forms[0]
+        for form in forms:
+            if form not in cancelled:
+                return form
+        raise Overloaded(f"task {task_id} was cancelled {len(forms)} times, and no worker has come by since")
+
+    def refresh(self, parcels: Iterable[Parcel]) -> None:
+        """Find out which cancelled jobs of these tasks are gone."""
+        again = [parcel.id for parcel in parcels if parcel.id in self._cancelled] if self._cancelled else []
+        for task in again:
+            left = []
+            for form in self._cancelled[task]:
+                requests = []
+                for line in self._up().values():
+                    requests.append(status_unique_request(unique(task) + form))
+                    self._delivery.ask(line, requests[-1:])
+                if any(request.answer is None or request.answer.args[1:2] != (b"0",) for request in requests):
+                    left.append(form)
+            self._cancelled[task] = left
+            if not left:
+                del self._cancelled[task]
 
     # ---- state
 
@@ -108,8 +129,8 @@ class Looking:
                 continue
             delayed = key.endswith(DELAYED)
             running = answer.args[2] == b"1" and not delayed  # a delayed one may be held for the rest of a second
-            cancelled = self._cancelled.get(task)
-            if not running and cancelled is not None and key == unique(task) + cancelled:
+            cancelled = self._cancelled.get(task, ())
+            if not running and cancelled and key[len(unique(task)) :] in cancelled:
                 continue  # it lies there until a worker comes by, who drops it
             if running or found[task] == "unknown":
                 found[task] = "running" if running else "queued"
@@ -143,8 +164,9 @@ class Looking:
 
     def cancel(self, task_id: str) -> bool:
         own = self._own.get(task_id)
-        if own is None or task_id in self._cancelled:
+        if own is None:
             return False
+        gone = self._cancelled.get(task_id, ())
         for line in self._up().values():
             key = unique(task_id)
             requests = [status_unique_request(key + form) for form in _FORMS]
@@ -158,7 +180,7 @@ class Looking:
             }
             if any(states.values()):
                 return False  # taken, or on its way from one function to the other
-            for form in states:
+            for form in (form for form in states if form not in gone):
                 return self._remove(line, task_id, own, form)
         return False
 
@@ -185,7 +207,7 @@ class Looking:
         if status.answer is None or status.answer.args[2:3] == (b"1",):
             return False  # somebody took it in this moment
         self._own.pop(task_id, None)
-        self._cancelled[task_id] = form
+        self._cancelled.setdefault(task_id, []).append(form)
         while len(self._cancelled) > _REMEMBERED:
             del self._cancelled[next(iter(self._cancelled))]
         return True

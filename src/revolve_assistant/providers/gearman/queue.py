@@ -30,7 +30,8 @@ from .delivery import SUBMIT, Delivery, Preference, background, refused
 from .lines import Line, Lines
 from .looking import Looking
 from .moving import Move, move
-from .names import DELAYED, PRIORITIES, unique
+from .names import DELAYED, PRIORITIES, READY, unique
+from .parked import Buried, buried
 from .taking import Taking
 from .wrapping import Wrapped, unwrap, wrap
 
@@ -147,6 +148,7 @@ class Queue(contract.Queue):
             if parcel.delay > _LONGEST_DELAY:
                 raise UsageError(f"a delay of {parcel.delay:g} s for task {parcel.id} is more than ten years")
         with self._busy:
+            self._looking.refresh(parcels)
             requests: list[Request] = []
             try:
                 self._delivery.deliver(self._requests(parcels, requests))
@@ -165,10 +167,10 @@ class Queue(contract.Queue):
         own = unique(parcel.id)
         at, due = None, 0.0
         if parcel.delay > 0:
-            function, form = names.delayed, DELAYED[0]
+            function, form = names.delayed, self._looking.form(parcel.id, DELAYED)
             at, due = _second(parcel.delay)
         else:
-            function, form = names.queue(parcel.queue, parcel.priority), self._looking.form(parcel.id)
+            function, form = names.queue(parcel.queue, parcel.priority), self._looking.form(parcel.id, READY)
         task = Wrapped(parcel.id, parcel.queue, parcel.body, parcel.priority, 0, due)
         data = wrap(task, self._place.base64)
         request = background(function, own + form, data, 0 if due else parcel.priority, at)
@@ -318,6 +320,14 @@ class Queue(contract.Queue):
         lines.send(asked)
         while any(line.up and line.state.pinged for line in asked):
             lines.pump(time.monotonic() + 0.5)
+
+    def buried(self) -> list[Buried]:
+        """The buried tasks, in no order; blocks for a few round trips to each server, and takes what is away as empty.
+
+        gearmand counts each look as the death of a worker, which matters only where it has `--job-retries`.
+        """
+        self._joined()
+        return buried(self._place)
 
     # ---- asking
 
