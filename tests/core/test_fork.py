@@ -208,6 +208,7 @@ def test_every_kind_of_callable(client: Client) -> None:
 
 def test_events_come_in_order_once(client: Client) -> None:
     def work(size: int) -> int:
+        hear()
         for i in range(20_000):
             emit("n", i, "x" * size)
         return size
@@ -216,6 +217,7 @@ def test_events_come_in_order_once(client: Client) -> None:
     heard: list[list[int]] = [[], []]
     for task, mine in zip(tasks, heard, strict=True):
         task.add_listener("n", lambda i, _, mine=mine: mine.append(i))
+        task.send("go")
     assert [task.result() for task in tasks] == [0, 100]
     assert heard == [list(range(20_000))] * 2
 
@@ -742,7 +744,7 @@ def test_then_come_the_other_rungs(make: Callable[..., Client], kind: str, rung:
 
 
 def test_one_that_has_just_been_forked_can_be_stopped(make: Callable[..., Client]) -> None:
-    client = make(ladder=(0.0, NEVER, NEVER), max_workers=2)
+    client = make(ladder=(0.0, NEVER, NEVER), max_workers=64)
     for _ in range(30):
         task = client.submit(time.sleep, NEVER)
         task.cancel()

@@ -237,9 +237,13 @@ class _Nowhere(io.RawIOBase):
 
 
 def _renew_streams() -> None:
-    """Standard output without what the parent has yet to write, and unlocked: another thread may have been writing."""
+    """Output, and what logging writes to, without what the parent has yet to write, and unlocked: another thread may
+    have been writing. (logging itself sees to its own locks, not to those of its files.)"""
     seen: set[int] = set()
-    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+    logging = sys.modules.get("logging")
+    handlers = [each() for each in logging._handlerList] if logging is not None else []
+    logs = [getattr(handler, "stream", None) for handler in handlers]
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__, *logs):
         buffer = getattr(stream, "buffer", None)
         if id(buffer) in seen or not isinstance(stream, io.TextIOWrapper) or type(buffer) is not io.BufferedWriter:
             continue
