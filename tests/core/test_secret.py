@@ -139,7 +139,10 @@ def test_a_secret_that_cannot_be_used(secret: object, says: str) -> None:
     assert says in fails(secret, THERE)
 
 
-@pytest.mark.parametrize(("value", "says"), [("", "set and holds no secret"), ("shortXYZ", "REVOLVE_SECRET: the secr")])
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [("", "set and holds no secret"), ("# XYZ", "holds no secret"), ("shortXYZ", "REVOLVE_SECRET: the secr")],
+)
 def test_a_variable_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, value: str, says: str) -> None:
     monkeypatch.setenv("REVOLVE_SECRET", value)
     assert says in fails(None, HERE)
