@@ -58,6 +58,7 @@ def fails(*arguments: object) -> str:
 
 def file(path: Path, text: str, mode: int = 0o600) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.unlink(missing_ok=True)  # it may be read-only
     path.write_text(text, encoding="utf-8")
     path.chmod(mode)
     return path
