@@ -7,7 +7,10 @@ import hashlib
 import hmac
 import itertools
 import json
+import os
 import pickle
+import re
+import subprocess
 import threading
 import traceback
 from collections.abc import Callable
@@ -367,6 +370,60 @@ def test_the_table_in_the_reference_is_the_format() -> None:
     assert Keyring([SECRET]).seal(Purpose.CONTROL, "assistan", b"payload", expires=1_700_000_000.25) == frame
 
 
+EXPIRY = 4_102_444_800  # 2100
+
+
+def test_the_php_of_the_reference_opens_what_we_seal(need: Callable[[str], str], tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "reference" / "wire.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```php\n(.*?)^```", page, re.M | re.S)
+    (tmp_path / "open.php").write_text(code, encoding="utf-8")
+    ring = Keyring([SECRET])
+
+    def run(frame: bytes, purpose: str = "event", audience: str = "über") -> tuple[int, bytes]:
+        done = subprocess.run(
+            [need("php"), "open.php", purpose, audience],
+            cwd=tmp_path,
+            env=os.environ | {"REVOLVE_SECRET": SECRET},
+            input=frame,
+            capture_output=True,
+            check=False,
+        )
+        return done.returncode, done.stdout
+
+    payload = bytes(range(256))
+    for expires in (0.0, EXPIRY):
+        sealed = ring.seal(Purpose.EVENT, "über", payload, expires=expires)
+        assert run(sealed) == (0, payload)
+    assert run(ring.seal(Purpose.EVENT, "über", b"")) == (0, b"")
+    bad = [sealed[:-1], sealed[:48], b"", sealed + b"x", sealed[:20] + bytes([sealed[20] ^ 1]) + sealed[21:]]
+    bad += [Keyring([OTHER]).seal(Purpose.EVENT, "über", b"x"), ring.seal(Purpose.EVENT, "über", b"x", expires=1.0)]
+    for frame in bad:
+        assert run(frame) == (1, b"")
+    assert run(sealed, "task") == run(sealed, audience="uber") == (1, b"")
+
+
+def test_openssl_makes_the_same_mac(need: Callable[[str], str]) -> None:
+    """Neither our HKDF nor Python's hmac: all of the frame from another hand."""
+    openssl = need("openssl")
+
+    def run(*words: str, data: bytes = b"") -> bytes:
+        return subprocess.run([openssl, *words], input=data, capture_output=True, check=True).stdout
+
+    if b"LibreSSL" in run("version"):
+        pytest.skip("LibreSSL has no `openssl kdf`")
+
+    def key(info: str, length: int) -> bytes:
+        options = ["digest:SHA256", f"key:{SECRET}", "salt:revolve-assistant/1", f"info:{info}"]
+        words = [word for option in options for word in ("-kdfopt", option)]
+        return run("kdf", "-keylen", str(length), *words, "-binary", "HKDF")
+
+    head = b"\x01" + key("key id", 8)
+    expiry = (EXPIRY * 1000).to_bytes(8, "big")
+    covered = head + b"\0\4task" + b"\0\7default" + expiry + b"payload"
+    mac = run("dgst", "-sha256", "-binary", "-mac", "HMAC", "-macopt", f"hexkey:{key('task', 32).hex()}", data=covered)
+    assert (head + expiry + mac + b"payload").hex() == STORED
+
+
 # --- replay
 
 
@@ -393,6 +450,21 @@ def test_what_expired_is_forgotten() -> None:
     assert len(seen) == 1
 
 
+def test_what_comes_again_after_its_expiry_is_young_again() -> None:
+    seen = Seen(2)
+    seen.add("b", now=5.0)
+    seen.add("a", expires=10.0, now=5.0)
+    seen.add("a", expires=50.0, now=10.0)
+    seen.add("b2", now=11.0)  # b goes
+    assert not seen.add("a", expires=50.0, now=11.0)
+    seen = Seen(2)
+    seen.add("a", expires=10.0, now=5.0)
+    seen.add("b", now=5.0)
+    seen.add("a", expires=50.0, now=10.0)
+    seen.add("c", now=11.0)
+    assert not seen.add("a", expires=50.0, now=11.0)
+
+
 def test_memory_is_bounded_and_the_oldest_goes_first() -> None:
     seen = Seen(3)
     for id in "abcd":
@@ -403,6 +475,23 @@ def test_memory_is_bounded_and_the_oldest_goes_first() -> None:
     assert seen.add("a")
     with pytest.raises(UsageError, match="limit=0"):
         Seen(0)
+
+
+def test_test_and_add_are_one_act() -> None:
+    seen = Seen()
+    held: list[bool] = []
+
+    class Watching(str):
+        __slots__ = ()
+
+        def __hash__(self) -> int:
+            held.append(seen._lock.locked())
+            return super().__hash__()
+
+    assert seen.add(Watching("a"))
+    assert not seen.add(Watching("a"))
+    assert len(held) > 2
+    assert all(held)
 
 
 def test_of_many_threads_one_is_first() -> None:

@@ -58,6 +58,7 @@ def fails(*arguments: object) -> str:
 
 def file(path: Path, text: str, mode: int = 0o600) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.unlink(missing_ok=True)  # it may be read-only
     path.write_text(text, encoding="utf-8")
     path.chmod(mode)
     return path
@@ -139,7 +140,10 @@ def test_a_secret_that_cannot_be_used(secret: object, says: str) -> None:
     assert says in fails(secret, THERE)
 
 
-@pytest.mark.parametrize(("value", "says"), [("", "set and holds no secret"), ("shortXYZ", "REVOLVE_SECRET: the secr")])
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [("", "set and holds no secret"), ("# XYZ", "holds no secret"), ("shortXYZ", "REVOLVE_SECRET: the secr")],
+)
 def test_a_variable_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, value: str, says: str) -> None:
     monkeypatch.setenv("REVOLVE_SECRET", value)
     assert says in fails(None, HERE)

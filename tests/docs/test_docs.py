@@ -33,6 +33,7 @@ PAGES = [
     DOCS / "tutorial.md",
     *sorted((DOCS / "howto").glob("*.md")),
     *sorted((DOCS / "providers").glob("*.md")),
+    DOCS / "explanation" / "security.md",
 ]
 
 
@@ -212,7 +213,7 @@ def test_a_block_that_is_not_run_is_python_all_the_same():
 
 def test_relative_links_lead_somewhere():
     links = []
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]:
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *DOCS.rglob("*.md")]:
         text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
         links += [(path, target) for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
     broken = [(path.name, to) for path, to in links if not (path.parent / to.partition("#")[0]).exists()]

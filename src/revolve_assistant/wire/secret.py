@@ -268,6 +268,7 @@ def _make_folder(folder: str) -> None:
         _make_folder(above)
         try:
             os.mkdir(folder, 0o700)
+            os.chmod(folder, 0o700)  # whatever the umask
         except FileExistsError:
             pass
         return

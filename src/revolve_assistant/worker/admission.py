@@ -103,6 +103,10 @@ class Admission:
             if envelope.id != lease.id or envelope.inbox != inbox:
                 raise ProtocolError(f"task {envelope.id} came under another name")
         except Untrusted as error:
+            if error.reason == "newer version":  # perhaps: somebody newer may know, but not for ever
+                held = Held(worker, lease, inbox, None)
+                held.unknown(str(error))
+                return held
             return self._refuse(lease, inbox, str(error))
         except wire.NewerEnvelope as error:
             held = Held(worker, lease, inbox, None)
