@@ -16,7 +16,7 @@ import socket
 import struct
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from time import sleep
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -47,9 +47,9 @@ POOL_SIZES = (
 )
 
 
-def child_environment(threads: int) -> dict[str, str]:
-    """The caller's environment, with inner thread pools limited to `threads` where it does not say itself."""
-    environment = dict(os.environ)
+def child_environment(threads: int, withheld: Collection[str] = ()) -> dict[str, str]:
+    """The caller's environment without what is withheld; inner thread pools are limited to `threads` unless it says."""
+    environment = {name: value for name, value in os.environ.items() if name not in withheld}
     for name in POOL_SIZES:
         environment.setdefault(name, str(threads))
     return environment

@@ -105,6 +105,7 @@ class Supervisor(Engine):
             raise UsageError(f"max_tasks_per_child={max_tasks_per_child!r} must be a whole number >= 1")
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
             raise UsageError(f"concurrency={concurrency!r} must be a whole number >= 1 (coroutines at once in a child)")
+        self.withheld: tuple[str, ...] = ()  # variables of the environment that children do not get
         self.max_workers = max_workers or usable_cpus()
         self.initializer = initializer
         self.max_tasks_per_child = max_tasks_per_child
@@ -346,7 +347,7 @@ class Supervisor(Engine):
             try:
                 child = start_child(
                     kind,
-                    child_environment(max(1, usable_cpus() // self.max_workers)),
+                    child_environment(max(1, usable_cpus() // self.max_workers), self.withheld),
                     {
                         "path": [str(each) for each in sys.path],
                         "argv": sys.argv,

@@ -97,12 +97,11 @@ class Worker:
                 if pool != "process":
                     raise UsageError(f"{name} goes with pool='process'")
                 options[name] = value
-        if engine is None:
-            engine = local_engine(pool, initializer, tuple(initargs), options)
-        else:
+        if engine is not None:
             self.pool = type(engine).__module__.rpartition(".")[2]
             self.concurrency = int(getattr(engine, "max_workers", 1))
-        self.engine: Any = engine
+        self.engine: Any = engine or local_engine(pool, initializer, tuple(initargs), options)
+        self.engine.withheld = ("REVOLVE_SECRET", "REVOLVE_SECRET_FILE")  # children never hold the secret
         self.deaths = DEATHS
         self.local: dict[str, Work] | None = None  # works that stay in this process, by the id of their task
         self.live = bool(self.engine.traits.live)
