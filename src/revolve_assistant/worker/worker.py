@@ -100,7 +100,9 @@ class Worker:
         if engine is not None:
             self.pool = type(engine).__module__.rpartition(".")[2]
             self.concurrency = int(getattr(engine, "max_workers", 1))
-        self.engine: Any = engine or local_engine(pool, initializer, tuple(initargs), options)
+        self.engine: Any = engine
+        if engine is None:
+            self.engine = local_engine(pool, initializer, tuple(initargs), options)
         self.engine.withheld = ("REVOLVE_SECRET", "REVOLVE_SECRET_FILE")  # children never hold the secret
         self.deaths = DEATHS
         self.local: dict[str, Work] | None = None  # works that stay in this process, by the id of their task
