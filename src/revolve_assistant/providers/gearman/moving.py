@@ -16,9 +16,8 @@ from typing import NamedTuple
 
 from ...errors import ProviderError
 from ...protocols.gearman import Kind
-from ...protocols.gearman.client_state import status_unique_request, submission
-from .address import MAX_BODY
-from .delivery import Delivery, refused
+from ...protocols.gearman.client_state import status_unique_request
+from .delivery import Delivery, background, refused
 from .lines import Line
 from .names import DELAYED, READY, suffix, unique
 from .wrapping import Wrapped, wrap
@@ -41,7 +40,11 @@ class Move(NamedTuple):
         forms = DELAYED if self.task.due else READY
         last = suffix(self.after)
         start = forms.index(last) + 1 if last in forms and self.after else 0
-        return [own + form for form in itertools.islice(itertools.cycle(forms), start, start + len(forms))]
+        # The last resort is no form that `state` asks for, but the task runs.
+        return [
+            *(own + form for form in itertools.islice(itertools.cycle(forms), start, start + len(forms))),
+            f"{own}.{os.urandom(1).hex()}",
+        ]
 
 
 def move(delivery: Delivery, line: Line, moves: Sequence[Move], base64: bool) -> tuple[list[bool], Exception | None]:
@@ -53,16 +56,8 @@ def move(delivery: Delivery, line: Line, moves: Sequence[Move], base64: bool) ->
         asked = []
         for at, one, uniques in left:
             known = status_unique_request(uniques[0])
-            workload = wrap(one.task, base64)
-            sent = submission(
-                one.function,
-                workload,
-                unique=uniques.pop(0),
-                background=True,
-                priority=one.task.priority,
-                at=one.at,
-                max_body=MAX_BODY,
-            )
+            priority = 0 if one.buried or one.task.due else one.task.priority
+            sent = background(one.function, uniques.pop(0), wrap(one.task, base64), priority, one.at)
             asked.append((at, one, uniques, known, sent))
         delivery.ask(line, [request for *_, known, sent in asked for request in (known, sent)])
         try:

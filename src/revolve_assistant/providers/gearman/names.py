@@ -42,6 +42,7 @@ class Names:
         self.prefix = encode(namespace)
         self.delayed = f"{self.prefix}.delayed".encode()
         self.channels = f"{self.prefix}.c.".encode()
+        self.parked = f"{self.prefix}.buried.".encode()
         self._queues: dict[tuple[str, int], bytes] = {}
 
     def queue(self, queue: str, priority: int) -> bytes:
@@ -56,7 +57,7 @@ class Names:
         return name
 
     def buried(self, queue: str) -> bytes:
-        return f"{self.prefix}.buried.{encode(queue)}".encode()
+        return self.parked + encode(queue).encode()
 
     def channel(self, channel: str) -> bytes:
         return self.channels + encode(channel).encode()

@@ -15,22 +15,23 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ... import engine as contract
 from ...engine import EngineState, Lease, Outcome, Parcel, Sink
 from ...errors import ClientClosed, UsageError
-from ...protocols.gearman.client_state import Request, submission
+from ...protocols.gearman.client_state import Request
 from ...protocols.gearman.worker_state import Assignment
 from ...traits import Traits
 from ..url import Url
 from .address import LARGEST, MAX_BODY, Place
 from .delays import Delays
-from .delivery import SUBMIT, Delivery, Preference, refused
+from .delivery import SUBMIT, Delivery, Preference, background, refused
 from .lines import Line, Lines
 from .looking import Looking
 from .moving import Move, move
-from .names import DELAYED, PRIORITIES, unique
+from .names import DELAYED, PRIORITIES, READY, unique
+from .parked import Buried, buried
 from .taking import Taking
 from .wrapping import Wrapped, unwrap, wrap
 
@@ -147,30 +148,32 @@ class Queue(contract.Queue):
             if parcel.delay > _LONGEST_DELAY:
                 raise UsageError(f"a delay of {parcel.delay:g} s for task {parcel.id} is more than ten years")
         with self._busy:
-            requests = [self._request(parcel) for parcel in parcels]
-            self._delivery.deliver(requests)
-            self._looking.submitted(zip(parcels, (request for _, request in requests), strict=True))
-            refused((request for _, request in requests), f"{len(requests)} tasks")
+            self._looking.refresh(parcels)
+            requests: list[Request] = []
+            try:
+                self._delivery.deliver(self._requests(parcels, requests))
+            finally:
+                self._looking.submitted(zip(parcels, requests, strict=False))
+            refused(requests, f"{len(requests)} tasks")
+
+    def _requests(self, parcels: Sequence[Parcel], made: list[Request]) -> Iterator[tuple[tuple[int, ...], Request]]:
+        for parcel in parcels:
+            order, request = self._request(parcel)
+            made.append(request)
+            yield order, request
 
     def _request(self, parcel: Parcel) -> tuple[tuple[int, ...], Request]:
         names = self._place.names
         own = unique(parcel.id)
         at, due = None, 0.0
         if parcel.delay > 0:
-            function, form = names.delayed, DELAYED[0]
+            function, form = names.delayed, self._looking.form(parcel.id, DELAYED)
             at, due = _second(parcel.delay)
         else:
-            function, form = names.queue(parcel.queue, parcel.priority), self._looking.form(parcel.id)
+            function, form = names.queue(parcel.queue, parcel.priority), self._looking.form(parcel.id, READY)
         task = Wrapped(parcel.id, parcel.queue, parcel.body, parcel.priority, 0, due)
-        request = submission(
-            function,
-            wrap(task, self._place.base64),
-            unique=own + form,
-            background=True,
-            priority=0 if due else parcel.priority,
-            at=at,
-            max_body=MAX_BODY,
-        )
+        data = wrap(task, self._place.base64)
+        request = background(function, own + form, data, 0 if due else parcel.priority, at)
         return self._preference.order(own.encode()), request
 
     # ---- taking
@@ -317,6 +320,14 @@ class Queue(contract.Queue):
         lines.send(asked)
         while any(line.up and line.state.pinged for line in asked):
             lines.pump(time.monotonic() + 0.5)
+
+    def buried(self) -> list[Buried]:
+        """The buried tasks, in no order; blocks for a few round trips to each server, and takes what is away as empty.
+
+        gearmand counts each look as the death of a worker, which matters only where it has `--job-retries`.
+        """
+        self._joined()
+        return buried(self._place)
 
     # ---- asking
 

@@ -68,15 +68,14 @@ class Reading:
         """Take what has come, ask for more; whether answers are due that are worth waiting for."""
         now = time.monotonic()
         asked = [self._channels[name] for name in channels]
-        for channel, cursor in zip(asked, channels.values(), strict=True):
-            channel.seen = max(channel.seen, self._position(cursor))
+        places = [self._position(cursor) for cursor in channels.values()]
+        for channel, position in zip(asked, places, strict=True):
+            channel.seen = max(channel.seen, position)
         self._collect(now)
         holes = any(channel.holes for channel in self._channels.values())
         if holes:
             self._give_up(now)
-        ready = sum(
-            len(channel.after(self._position(cursor))) for channel, cursor in zip(asked, channels.values(), strict=True)
-        )
+        ready = sum(channel.count_after(position) for channel, position in zip(asked, places, strict=True))
         room = _FOLLOW if holes else min(limit - ready, WINDOW[0])
         if room <= 0:
             return False

@@ -36,16 +36,11 @@ class Wrapped(NamedTuple):
 
 
 def wrap(task: Wrapped, base64_encoded: bool = False) -> bytes:
-    texts = [_cut(text) for text in (task.id, task.queue, task.reason)]
-    head = _HEAD.pack(
-        _VERSION,
-        _VOID if task.void else 0,
-        max(-9, min(9, task.priority)),
-        min(task.deliveries, 0xFFFF),
-        task.due,
-        *map(len, texts),
-    )
-    data = b"".join((head, *texts, task.body))
+    id, queue, reason = _cut(task.id), _cut(task.queue), _cut(task.reason)
+    priority, deliveries = max(-9, min(9, task.priority)), min(task.deliveries, 0xFFFF)
+    flags = _VOID if task.void else 0
+    head = _HEAD.pack(_VERSION, flags, priority, deliveries, task.due, len(id), len(queue), len(reason))
+    data = b"".join((head, id, queue, reason, task.body))
     return base64.b64encode(data) if base64_encoded else data
 
 
