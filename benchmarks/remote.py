@@ -315,7 +315,8 @@ def drain(rounds: int) -> Iterator[Line]:
             yield Line("drain", f"no client, until the queue is empty; {name}", "/s", without, values, goal)
         costs = [cost for _, cost in with_client]
         yield from cost_lines("drain", "a task", costs, 1)
-        yield Line("drain", "tasks for each second of the worker's own process", "/s", [1 / each.worker for each in costs])
+        per_second = [1 / each.worker for each in costs]
+        yield Line("drain", "tasks for each second of the worker's own process", "/s", per_second)
 
 
 # --- events
@@ -490,7 +491,7 @@ def main() -> int:
     if options.json:
         print(json.dumps({"lines": [line.as_dict() for line in lines], "machine": machine}, indent=1))
         return 0
-    print(time.strftime("%Y-%m-%d %H:%M"), platform.python_version(), f"revolve-assistant {version('revolve-assistant')}")
+    print(time.strftime("%Y-%m-%d %H:%M"), platform.python_version(), f"revolve {version('revolve-assistant')}")
     print(table(lines, options.markdown))
     busy = ", ".join(f"{row} {each['others']:.1f}" for row, each in machine.items())
     print(f"{options.rounds} rounds; CPUs of {os.cpu_count()} that others kept busy in those that count: {busy}")

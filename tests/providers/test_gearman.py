@@ -8,7 +8,10 @@ import pytest
 
 from revolve_assistant.engine import Outcome, Parcel
 from revolve_assistant.errors import Overloaded, UsageError
+from revolve_assistant.protocols.gearman import GearmanClient
 from revolve_assistant.providers import registry
+from revolve_assistant.providers.gearman.names import Names
+from revolve_assistant.providers.gearman.wrapping import Wrapped, wrap
 from revolve_assistant.testing import MessengerConformance, QueueConformance
 from revolve_assistant.testing.checks import eventually, fresh
 from revolve_assistant.testing.servers import Gearmand
@@ -211,3 +214,19 @@ def test_a_busy_channel_does_not_hide_the_others(opened):
             left.discard(message.channel)
             read += 1
     assert read < 1000
+
+
+def test_tasks_that_claim_to_be_due_later_than_they_come_do_not_keep_others_waiting(opened, servers):
+    """As with a gearmand whose clock is ahead, or from somebody who sends headers of his own."""
+    namespace = fresh("early")
+    queue = registry.engine(url(servers[0], namespace=namespace))
+    with contextlib.closing(queue), GearmanClient([servers[0].address]) as client:
+        queue.open()
+        function = Names(namespace).delayed
+        client.submit_many(
+            (function, wrap(Wrapped(f"t{n}", "default", b"", due=time.time() + 3600)), f"t{n}") for n in range(250)
+        )
+        queue.submit([Parcel("soon", delay=0.2)], None)
+        (lease,) = take(queue, 1)
+        assert lease.id == "soon"
+        assert set(queue.state([f"t{n}" for n in range(250)]).values()) == {"queued"}

@@ -315,8 +315,7 @@ class Queue(contract.Queue):
         """Wait until each server has read all that was sent on the line, or the line is lost."""
         asked = [line for line in owners if line.up]
         for line in asked:
-            with lines.guarded(line):
-                line.ping(data)
+            lines.attempt(line, line.ping, data)
         lines.send(asked)
         while any(line.up and line.state.pinged for line in asked):
             lines.pump(time.monotonic() + 0.5)

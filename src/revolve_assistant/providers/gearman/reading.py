@@ -140,8 +140,7 @@ class Reading:
         deadline = time.monotonic() + patience
         asked = self.lines.lines(READ)
         for line in asked:
-            with self.lines.guarded(line):
-                line.ping(b"bye")
+            self.lines.attempt(line, line.ping, b"bye")
         self.lines.send(asked)
         while any(line.up and line.state.pinged for line in asked) and time.monotonic() < deadline:
             self.lines.pump(deadline)
