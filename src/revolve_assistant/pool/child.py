@@ -55,6 +55,7 @@ from .reports import (
 )
 from .shared import keep_freed_memory, map_buffers, send_buffers
 
+_signal = sys.modules["_signal"]  # what signal.py wraps into enumerations, at ten times the cost
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 _length = struct.Struct("<I")
@@ -309,7 +310,7 @@ class PlainChild(Child):
         self.interrupted = False
         self.deferred = False
         self.main_thread = get_ident()
-        signal.signal(signal.SIGINT, self._on_sigint)
+        _signal.signal(signal.SIGINT, self._on_sigint)
         sys.unraisablehook = self._unraisable
 
     def _unraisable(self, what: Any) -> None:

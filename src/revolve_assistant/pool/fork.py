@@ -124,7 +124,8 @@ class ForkSupervisor(Supervisor):
 
     def begin(self) -> None:
         super().begin()
-        self._buffer = memoryview(bytearray(READ))
+        self._buffer: memoryview | None = None
+        self._flushed = False  # nothing is buffered, and no other thread writes
         self._asked = False  # the pump is to fork for what waits
         self._put_off = 0.0  # since when a fork waits for another thread, monotonic seconds
 
@@ -145,11 +146,11 @@ class ForkSupervisor(Supervisor):
         shield = Shield()
         shield.install()
         try:
-            self._submit(parcels, sink)
+            self._submit(parcels, sink, flushed=True)
         finally:
             shield.remove()
 
-    def _submit(self, parcels: Sequence[Parcel], sink: Sink) -> None:
+    def _submit(self, parcels: Sequence[Parcel], sink: Sink, flushed: bool = False) -> None:
         with self.lock:
             for parcel in parcels:
                 job = parcel._ = Job(parcel, sink)
@@ -160,7 +161,9 @@ class ForkSupervisor(Supervisor):
             except OSError as error:
                 self._cannot_start(error, self.feeder.lanes["plain"].clear())
             else:
+                self._flushed = flushed and self.other_threads == "refuse"
                 self._fork_for_waiting()
+                self._flushed = False
         self.deliver()
 
     def help(self, task_id: str) -> None:
@@ -228,7 +231,7 @@ class ForkSupervisor(Supervisor):
             self.end(job, (parcel, REPORT_RAISED, _refusal(names)))
             return True
 
-        before = self.pump
+        before, flushed = self.pump, self._flushed
 
         def renew() -> None:
             if self.pump is before:  # no client has done it
@@ -241,11 +244,13 @@ class ForkSupervisor(Supervisor):
             try:
                 pid = fork_quietly()
                 if not pid:
-                    live(child, ends, parcel, self._initialize, renew)
+                    live(child, ends, parcel, self._initialize, renew, flushed)
             finally:
                 _signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             return ForkedProcess(pid)
 
+        if self._buffer is None:
+            self._buffer = memoryview(bytearray(READ))
         try:
             child = ChildProcess("plain", begin, self._buffer)
         except OSError as error:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import faulthandler  # noqa: F401 - here, and not anew in every fork
 import gc
 import io
 import os
@@ -157,8 +158,13 @@ def _raising(error: Exception) -> Callable[..., Any]:
     return fails
 
 
-def live(child: ChildProcess, ends: Ends, parcel: Parcel, initializer: Any, renew: Callable[[], None]) -> NoReturn:
-    """All that a forked process does, with every signal blocked at first; `renew` forgets its supervisor's state."""
+def live(
+    child: ChildProcess, ends: Ends, parcel: Parcel, initializer: Any, renew: Callable[[], None], flushed: bool
+) -> NoReturn:
+    """All that a forked process does, with every signal blocked at first.
+
+    `renew` forgets its supervisor's state. `flushed`: nothing is buffered for output, and nobody else was writing.
+    """
     status = 1
     try:
         for sock in (child.tasks, child.control):  # the supervisor's ends
@@ -169,6 +175,9 @@ def live(child: ChildProcess, ends: Ends, parcel: Parcel, initializer: Any, rene
         renew()
         copies.disown()
         forget_parent()
+        renew_input()
+        if not flushed:
+            renew_outputs()
         reset_handlers()
         write_stacks(child.board_fd)
         volunteer_for_oom()
@@ -207,10 +216,9 @@ def forget_parent() -> None:
     forget_imports()
     atexit._clear()
     threading.main_thread().name = "MainThread"
-    _renew_streams()
     modules = sys.modules
     if (numpy_random := modules.get("numpy.random")) is not None:
-        numpy_random.seed()  # `random` itself does that
+        numpy_random.seed(list(memoryview(os.urandom(32)).cast("I")))  # `random` itself does that
     if (events := modules.get("asyncio.events")) is not None:
         events._set_running_loop(None)
         policy: Any = getattr(events, "_event_loop_policy", None)
@@ -236,7 +244,7 @@ class _Nowhere(io.RawIOBase):
         return len(data)
 
 
-def _renew_streams() -> None:
+def renew_outputs() -> None:
     """Output, and what logging writes to, without what the parent has yet to write, and unlocked: another thread may
     have been writing. (logging itself sees to its own locks, not to those of its files.)"""
     seen: set[int] = set()
@@ -253,12 +261,17 @@ def _renew_streams() -> None:
             buffer.__init__(_Nowhere())  # type: ignore[misc] # a new lock, an empty buffer
             stream.flush()
             buffer.__init__(raw)  # type: ignore[misc]
+
+
+def renew_input() -> None:
+    """Standard input is the parent's alone."""
     with contextlib.suppress(AttributeError, ValueError, OSError):  # none, closed, or no file
         if sys.__stdin__ is not None and sys.__stdin__.fileno() == 0:
             nothing = os.open(os.devnull, os.O_RDONLY)
             os.dup2(nothing, 0, inheritable=True)
             os.close(nothing)
-            sys.stdin = open(0, closefd=False)  # noqa: SIM115 - the old one may be locked, and has read ahead
+            # a new one: the old one may be locked, and has read ahead
+            sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), encoding="utf-8")
 
 
 def take_leave() -> None:

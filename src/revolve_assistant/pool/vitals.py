@@ -75,8 +75,11 @@ def raise_oom_score(pid: int | None = None, *, to: int) -> bool:
     try:
         if int(_read(path)) >= to:
             return True
-        with open(path, "w", encoding="ascii") as handle:
-            handle.write(str(to))
+        handle = os.open(path, os.O_WRONLY)
+        try:
+            os.write(handle, b"%d" % to)
+        finally:
+            os.close(handle)
     except (OSError, ValueError):
         return False
     return True

@@ -223,7 +223,7 @@ class Watch:
         for fd in (child.tasks.fileno(), child.control.fileno(), child.pidfd):
             if fd >= 0:
                 pump.forget(fd)
-        highest = max(self._peaks.pop(child.pid, 0), peak(child.pid))
+        highest = max(self._peaks.pop(child.pid, 0), peak(child.pid) if child.jobs else 0)
         status = child.reap()
         records, size, _ = child.read()
         if records:
