@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ..engine import Parcel
-from ..errors import ClientClosed, NotCarriable, TaskCancelled, UsageError
+from ..errors import ClientClosed, NotCarriable, Overloaded, TaskCancelled, UsageError
 from ..pool.reports import (
     ITEM_ERROR,
     ITEM_PLAIN,
@@ -40,6 +40,7 @@ from ..wire.carry import ATOMS, Work, pack, unpack
 from ..wire.remote import not_rebuilt
 from ..wire.share import collecting, handles
 from .options import PLAIN, Options
+from .waiting import in_loop
 
 if TYPE_CHECKING:
     from .client import Client
@@ -335,9 +336,24 @@ def run_map(
             mapping.start()
         results = _from_mapping(mapping, len(items), deadline, errors)
     else:
-        tasks = [client._submit(options, fn, item, {}) for item in items]
+        tasks = _submit_all(client, options, fn, items)
         results = _from_tasks(tasks, deadline, errors)
     return _shown(results, len(items), fn) if show else results
+
+
+def _submit_all(client: Client, options: Options, fn: Callable[..., Any], items: list[Any]) -> list[Any]:
+    """A task for each item; on a queue, as fast as it acknowledges them."""
+    tasks: list[Any] = []
+    for item in items:
+        while True:
+            try:
+                tasks.append(client._submit(options, fn, item, {}))
+                break
+            except Overloaded:
+                if not tasks or in_loop():
+                    raise
+                tasks[-1].queued(client._patience)
+    return tasks
 
 
 def _from_mapping(mapping: Mapping, count: int, deadline: float | None, errors: str) -> Generator[Any, None, None]:
