@@ -26,7 +26,7 @@ from ..errors import TaskLost, Unreachable, UsageError
 from ..traits import Traits
 from . import board as at
 from .feeder import Feeder
-from .jobs import ENDED, SENT, Job
+from .jobs import ENDED, SENT, WAITING, Job
 from .ladder import Ladder, check_deadlines
 from .process import ChildProcess, child_environment, start_child
 from .pump import READ, WRITE, Pump
@@ -257,6 +257,20 @@ class Supervisor(Engine):
             job: Job | None = parcel._
             if job is not None and job.child is not None and job.state == SENT:
                 self.tell(job.child, (CREDIT, job.seq))
+
+    def withdraw(self, ids: Iterable[str]) -> list[str]:
+        """Take back, without a report, those of these tasks that no child was given; which they were."""
+        found = []
+        with self.lock:
+            self.feeder.take_in()
+            for id in ids:
+                job = self._open.get(id)
+                if job is not None and job.state == WAITING and job.child is None:
+                    self.feeder.drop(job)
+                    del self._open[id]
+                    job.parcel.work = None
+                    found.append(id)
+        return found
 
     def trim(self, task_id: str) -> None:
         """Let a chunk end after its running item."""

@@ -67,6 +67,7 @@ class Held:
         "records",
         "releasing",
         "run",
+        "since",
         "size",
         "started",
         "wants",
@@ -89,6 +90,7 @@ class Held:
         self.size = 0  # bytes of the records, about
         self.listed = False  # the speaker knows that there is something
         self.started = False
+        self.since = 0.0  # when it was taken, monotonic seconds
         self.ended = False
         self.releasing = False  # the worker shuts down: it goes back to the queue
         self.outcome: Outcome | None = None
@@ -232,10 +234,13 @@ class Held:
         self._end((wire.RETRYING, reason, delay), Outcome("release", delay))
 
     def give_back(self, reason: str) -> None:
-        """Let somebody else run it, from the start; it does not count."""
-        if not self.ended:
-            record = (wire.RETRYING, reason, 0.0) if self.started else (wire.WAITING, reason)
-            self._end(record, Outcome("release", counted=False, reason=reason))
+        """Let somebody else run it, from the start; it does not count. The caller hears of it only if it had begun."""
+        if self.ended:
+            return
+        if self.started:
+            self.records.append((wire.RETRYING, reason, 0.0))
+        self.outcome = Outcome("release", counted=False, reason=reason)
+        self.ended = True
 
     def unknown(self, why: str) -> None:
         """This worker cannot import the function: another one may, after an upgrade; but not for ever."""

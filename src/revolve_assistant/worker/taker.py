@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("revolve_assistant")
 
 AHEAD = 0.05  # seconds of work taken in advance
+TOO_LONG = 0.5  # seconds that a task taken in advance may wait for a child before another worker may have it
 MOST = 2000  # tasks held at once, beyond one for each child
 COROUTINES = 100  # held at once for each child
 WAIT = 10.0  # seconds that a take may wait
@@ -131,16 +132,17 @@ class Taker:
                 queue.extend([held.lease for held in list(self.held.values())])
                 self._extended = now
             room = 0 if self._draining else self._room(now)
+            surplus = self._surplus(now)
             if room <= 0:
                 with self._lock:
                     if self._closing and not self._outcomes:
                         return
                     if not self._outcomes and (self._draining or self._room(now) <= 0):
-                        self._bell.wait(queue.lease / 3)
+                        self._bell.wait(min(queue.lease / 3, TOO_LONG) if surplus else queue.lease / 3)
                 continue
             self._taking = True
             try:
-                wait = min(queue.traits.max_wait, WAIT, queue.lease / 3)
+                wait = min(queue.traits.max_wait, TOO_LONG if surplus else WAIT, queue.lease / 3)
                 if self._outcomes or self._draining or not self.connected:  # the first look says that the queue answers
                     wait = 0.0
                 leases = queue.take(queues, limit=room, wait=wait)
@@ -174,12 +176,34 @@ class Taker:
         room = worker.concurrency + ahead - (len(self.held) - self.coroutines)
         return room if room > ahead // 2 else 0  # a few at a time would cost as much as many
 
+    def _surplus(self, now: float) -> bool:
+        """Give back what was taken in advance and waits behind tasks that turned out slow. True: look again soon."""
+        worker = self._worker
+        withdraw = getattr(worker.engine, "withdraw", None)
+        beyond = len(self.held) - self.coroutines - worker.concurrency
+        if withdraw is None or beyond <= 0:
+            return False
+        over = beyond - min(MOST, int(self._rate * AHEAD))
+        if over <= 0:
+            return True
+        waiting = [held for held in list(self.held.values()) if not held.started and now - held.since > TOO_LONG]
+        if waiting:
+            taken_back = set(withdraw([held.id for held in waiting[-over:]]))
+            for held in waiting:
+                if held.id in taken_back:
+                    with worker.speaker.lock:
+                        held.give_back("it waited for a child")
+                    worker.speaker.say(held)
+        return True
+
     def _admit(self, leases: Sequence[Lease]) -> None:
         worker = self._worker
         parcels = []
+        now = monotonic()
         admitted = [held for lease in leases if (held := worker.admission.admit(lease)) is not None]
         with self._lock:
             for held in admitted:
+                held.since = now
                 self.held[held.id] = held
                 if held.coroutine:
                     self.coroutines += 1
