@@ -184,28 +184,34 @@ class Queue(contract.Queue):
         with self._busy:
             lines = self._joined()
             self._listen(lines, queues)
-            leases: list[Lease] = []
-            while True:
-                self._delays.tend()
-                self._collect(lines, leases, limit)
-                busy = self._taking.ask(limit - len(leases))
-                now = time.monotonic()
-                if leases and not busy:
+            try:
+                return self._take(lines, limit, began, deadline)
+            finally:
+                self._taking.stand_down()
+
+    def _take(self, lines: Lines, limit: int, began: float, deadline: float) -> list[Lease]:
+        leases: list[Lease] = []
+        while True:
+            self._delays.tend()
+            self._collect(lines, leases, limit)
+            busy = self._taking.ask(limit - len(leases))
+            now = time.monotonic()
+            if leases and not busy:
+                return leases
+            if not busy and not leases:
+                if not self._open or lines.hush():
                     return leases
-                if not busy and not leases:
-                    if not self._open or lines.hush():
-                        return leases
-                    hoping = lines.undecided(_TAKE, hopeful=True) and not lines.lines(_TAKE)
-                    if now >= deadline and not hoping:
-                        if not lines.lines(_TAKE) and not lines.undecided(_TAKE):
-                            raise lines.unreachable()
-                        return leases
-                    if not lines.lines(_TAKE) and (lines.hopeless() or now >= began + lines.timeout):
+                up = lines.lines(_TAKE)
+                if now >= deadline and (up or not lines.undecided(_TAKE, hopeful=True)):
+                    if not up and not lines.undecided(_TAKE):
                         raise lines.unreachable()
-                until = min(self._delays.until(), self._taking.patience())
-                lines.pump(min(until, deadline if now < deadline else now + 0.25))
-                if lines.woken and busy:
-                    deadline = now  # leave, once the grabs are answered
+                    return leases
+                if not up and (lines.hopeless() or now >= began + lines.timeout):
+                    raise lines.unreachable()
+            until = min(self._delays.until(), self._taking.patience())
+            lines.pump(min(until, deadline if now < deadline else now + 0.25))
+            if lines.woken and busy:
+                deadline = now  # leave, once the grabs are answered
 
     def _listen(self, lines: Lines, queues: Sequence[str]) -> None:
         if self._queues != tuple(queues):
