@@ -87,6 +87,11 @@ class WorkerState:
         return self._grabs
 
     @property
+    def drowsy(self) -> bool:
+        """Whether the answer to a grab is due that was sent because it stood by; see `stand_by`."""
+        return self._drowsy
+
+    @property
     def waiting(self) -> bool:
         """Whether an answer is due, to a grab or a ping."""
         return bool(self._grabs or self._echoes)
