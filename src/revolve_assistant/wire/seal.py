@@ -129,16 +129,15 @@ class Keyring:
         if key is None:
             held = ", ".join(self.fingerprints)
             _refuse("unknown key", f"is sealed with the key {id.hex()}, held here: {held}", id.hex())
-        head = view[: _head.size]
-        if not hmac.compare_digest(
-            view[_head.size : _MAC_END], key.mac(purpose, bytes(head), audience, view[_MAC_END:])
-        ):
+        payload = view[_MAC_END:]
+        mac = key.mac(purpose, bytes(view[: _head.size]), audience, payload)
+        if not hmac.compare_digest(view[_head.size : _MAC_END], mac):
             _refuse(
                 "forged", f"does not open as {purpose} for {audience}: it was changed, or meant for elsewhere", id.hex()
             )
         if expires and (time() if now is None else now) * 1000 >= expires:
             _refuse("expired", "is past its expiry", id.hex())
-        return view[_MAC_END:]
+        return payload
 
     def __repr__(self) -> str:
         return f"<Keyring {', '.join(self.fingerprints)}>"

@@ -5,13 +5,14 @@
       └─────────────────────────────────────────────┘
 
 gearmand sends one NOOP for each PRE_SLEEP, however many jobs come, and a NOOP may be stale: it always means "grab until
-there is nothing". To a PRE_SLEEP while there are jobs it answers with a NOOP at once. Grabs are pipelined: one at first, twice as many after each round that found as many jobs.
-A job belongs to the connection that grabbed it. When that ends, gearmand gives the job to another worker; whoever
-still reports on it here is told so (`Assignment.ended`).
+there is nothing". To a PRE_SLEEP while there are jobs it answers with a NOOP at once. Grabs are pipelined: one at
+first, twice as many after each round that found as many jobs. A job belongs to the connection that grabbed it. When
+that ends, gearmand gives the job to another worker; whoever still reports on it here is told so (`Assignment.ended`).
 """
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from .limits import check_client_id, check_function, check_number, check_workloa
 from .packets import MAX_BODY, Decoder, Kind, Packet, encode
 
 _PING = b"ping"
+_COMPLETE = struct.Struct(">4sII").pack
 _GRAB = encode(Packet(Kind.GRAB_JOB_UNIQ))
 _GRAB_ONE = _GRAB + encode(Packet(Kind.PRE_SLEEP))
 _ASSIGNS = frozenset({Kind.JOB_ASSIGN, Kind.JOB_ASSIGN_UNIQ, Kind.JOB_ASSIGN_ALL})
@@ -204,7 +206,13 @@ class WorkerState:
 
     def complete(self, job: Assignment, result: bytes = b"") -> None:
         """Its result, and its end."""
-        self._report(Kind.WORK_COMPLETE, job, self._checked(result))
+        if result or job not in self.held:
+            self._report(Kind.WORK_COMPLETE, job, self._checked(result))
+        else:  # of background jobs there are thousands
+            self._out.append(_COMPLETE(b"\0REQ", 13, len(job.handle) + 1) + job.handle + b"\0")
+            self.held.remove(job)
+            job.ended = True
+            return
         self._end(job)
 
     def fail(self, job: Assignment) -> None:

@@ -73,10 +73,7 @@ class Taking:
 
     def asleep(self) -> bool:
         """Whether every server that is up has said that there is nothing."""
-        for line in self._lines.lines(self.role.name):
-            if not line.state.asleep:
-                return False
-        return True
+        return all([line.state.asleep for line in self._lines.lines(self.role.name)])
 
     def ask(self, room: int) -> bool:
         """Send grabs for up to `room` jobs; whether answers are due that are worth waiting for."""
