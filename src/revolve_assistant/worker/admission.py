@@ -77,7 +77,10 @@ class Admission:
     """Part of the Worker; on the taker's thread."""
 
     def __init__(self, worker: Worker) -> None:
+        from .held import Held  # which needs this module
+
         self._worker = worker
+        self._held = Held
         self.refused = 0
         self._over: OrderedDict[str, None] = OrderedDict()
 
@@ -89,11 +92,9 @@ class Admission:
 
     def admit(self, lease: Lease) -> Held | None:
         """The lease as something to run, or to say; None: it is over already. Never raises for what is in the body."""
-        from .held import DONE, Held
-
-        worker = self._worker
+        worker, held_of = self._worker, self._held
         if lease.id in self._over:
-            worker.settle(lease, DONE)
+            worker.settle(lease, Outcome())
             return None
         inbox = ""
         try:
@@ -109,13 +110,13 @@ class Admission:
                 return held
             return self._refuse(lease, inbox, str(error))
         except wire.NewerEnvelope as error:
-            held = Held(worker, lease, inbox, None)
+            held = held_of(worker, lease, inbox, None)
             held.unknown(str(error))
             return held
         except ProtocolError as error:
             self._park(lease, str(error))
             return None
-        held = Held(worker, lease, inbox, envelope)
+        held = held_of(worker, lease, inbox, envelope)
         held.coroutine = envelope.kind not in PLAIN
         function = Function(key_of(envelope.body), envelope.name, envelope.kind, envelope.body, True)
         work: Work | None = worker.local.get(envelope.id) if worker.local is not None else None
@@ -133,10 +134,8 @@ class Admission:
         return held
 
     def _refuse(self, lease: Lease, inbox: str, why: str) -> Held:
-        from .held import Held
-
         self._park(lease, why, settle=False)
-        held = Held(self._worker, lease, inbox, None)
+        held = self._held(self._worker, lease, inbox, None)
         held.asides.append((REFUSED, why))
         held.ended = True
         held.outcome = Outcome("bury", reason=why)

@@ -55,6 +55,8 @@ class Delays:
             # Soon after a whole second, by a clock that may lag by 10 ms; and between two, if gearmand's is off.
             self._tick = now + 0.5 - (self._clock() - _LAG) % 0.5
             self._taking.nudge()
+        elif not self._held and self._taking.resting():
+            return
         self._taking.ask(_HELD - len(self._held))
         self._collect()
         wall = self._clock()
@@ -68,6 +70,8 @@ class Delays:
 
     def until(self) -> float:
         """When to call `tend` again, at the latest (monotonic seconds)."""
+        if not self._held and self._taking.resting():
+            return self._tick
         due = self._held[0][0] - self._clock() if self._held else float("inf")
         return min(self._tick, time.monotonic() + due, self._taking.patience())
 

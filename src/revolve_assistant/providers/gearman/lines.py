@@ -99,6 +99,10 @@ class Line:
             raise Unreachable(f"{name} has not answered for {self.timeout:.3g} s")
         self.ping(b"ping")
 
+    def promising(self) -> bool:
+        """Whether it was woken, and the job that it was woken for is on its way."""
+        return self.up and isinstance(self.state, WorkerState) and self.state.drowsy
+
     def serve(self, event: int) -> None:
         """Do what poll says can be done. Raises `Unreachable`, `ProtocolError`."""
         if self._dial is not None:
@@ -251,19 +255,24 @@ class Lines:
 
     def pump(self, until: float) -> None:
         """Wait until something happens, at most until then (monotonic seconds; past: look once). Raises nothing."""
-        now = time.monotonic()
-        if now >= self._due:
-            self.tend()
-        for descriptor, event in self._poll.poll(max(0.0, (min(until, self._due) - now) * 1000)):
-            line = self._polled.get(descriptor)
-            if line is not None:
-                up = line.up
-                self.attempt(line, line.serve, event)
-                if line.up is not up:
-                    self._up.clear()
-                self._watch(line)
-            elif descriptor == self._ear.fileno():
-                self._listen()
+        more = True
+        while more:
+            now = time.monotonic()
+            if now >= self._due:
+                self.tend()
+            more = False
+            events = self._poll.poll(max(0.0, (min(until, self._due) - now) * 1000))
+            for descriptor, event in events:
+                line = self._polled.get(descriptor)
+                if line is not None:
+                    up = line.up
+                    self.attempt(line, line.serve, event)
+                    if line.up is not up:
+                        self._up.clear()
+                    self._watch(line)
+                    more = len(events) == 1 and line.promising()
+                elif descriptor == self._ear.fileno():
+                    self._listen()
 
     def tend(self) -> None:
         """Dial what is wanted, drop what does not answer."""

@@ -226,28 +226,29 @@ class Messenger(contract.Messenger):
             raise ClientClosed(f"{self._place.text} was closed")
         lines = reading.lines
         looked = deadline > began  # who does not wait sees at least what has come
+        asked = None
         while True:
             lines.hush()
-            self._forget_now(reading)
-            reading.listen(cursors)  # here, since a channel may have been forgotten meanwhile
-            busy = reading.advance(limit, cursors)
-            batch = reading.batch(cursors, limit)
+            if asked is None or self._to_forget:
+                self._forget_now(reading)
+                asked = reading.listen(cursors)  # anew, since a channel may have been forgotten meanwhile
+            ready, busy = reading.advance(limit, asked)
             now = time.monotonic()
-            if batch.messages and (not busy or len(batch.messages) >= limit):
-                return batch
+            if ready and (not busy or ready >= limit):
+                return reading.batch(asked, limit)
             if not self._open:
                 raise ClientClosed(f"{self._place.text} was closed")
             if not busy:
                 if reading.woken:
                     reading.woken = False
-                    return batch
+                    return Batch([])
                 up = lines.lines(READ)
                 if not up and (lines.hopeless() or now >= began + lines.timeout):
                     raise lines.unreachable()
                 if looked and now >= deadline and (up or not lines.undecided(READ, hopeful=True)):
                     if not up and not lines.undecided(READ):
                         raise lines.unreachable()
-                    return batch
+                    return Batch([])
             until = deadline if now < deadline else now + 0.25 if looked else now
             lines.pump(min(until, reading.until()))
             looked = True

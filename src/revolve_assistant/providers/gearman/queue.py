@@ -184,28 +184,34 @@ class Queue(contract.Queue):
         with self._busy:
             lines = self._joined()
             self._listen(lines, queues)
-            leases: list[Lease] = []
-            while True:
-                self._delays.tend()
-                self._collect(lines, leases, limit)
-                busy = self._taking.ask(limit - len(leases))
-                now = time.monotonic()
-                if leases and not busy:
+            try:
+                return self._take(lines, limit, began, deadline)
+            finally:
+                self._taking.stand_down()
+
+    def _take(self, lines: Lines, limit: int, began: float, deadline: float) -> list[Lease]:
+        leases: list[Lease] = []
+        while True:
+            self._delays.tend()
+            self._collect(lines, leases, limit)
+            busy = self._taking.ask(limit - len(leases))
+            now = time.monotonic()
+            if leases and not busy:
+                return leases
+            if not busy and not leases:
+                if not self._open or lines.hush():
                     return leases
-                if not busy and not leases:
-                    if not self._open or lines.hush():
-                        return leases
-                    hoping = lines.undecided(_TAKE, hopeful=True) and not lines.lines(_TAKE)
-                    if now >= deadline and not hoping:
-                        if not lines.lines(_TAKE) and not lines.undecided(_TAKE):
-                            raise lines.unreachable()
-                        return leases
-                    if not lines.lines(_TAKE) and (lines.hopeless() or now >= began + lines.timeout):
+                up = lines.lines(_TAKE)
+                if now >= deadline and (up or not lines.undecided(_TAKE, hopeful=True)):
+                    if not up and not lines.undecided(_TAKE):
                         raise lines.unreachable()
-                until = min(self._delays.until(), self._taking.patience())
-                lines.pump(min(until, deadline if now < deadline else now + 0.25))
-                if lines.woken and busy:
-                    deadline = now  # leave, once the grabs are answered
+                    return leases
+                if not up and (lines.hopeless() or now >= began + lines.timeout):
+                    raise lines.unreachable()
+            until = min(self._delays.until(), self._taking.patience())
+            lines.pump(min(until, deadline if now < deadline else now + 0.25))
+            if lines.woken and busy:
+                deadline = now  # leave, once the grabs are answered
 
     def _listen(self, lines: Lines, queues: Sequence[str]) -> None:
         if self._queues != tuple(queues):
@@ -217,7 +223,8 @@ class Queue(contract.Queue):
         self._delays.start()
 
     def _collect(self, lines: Lines, leases: list[Lease], limit: int) -> None:
-        """Make leases of what has arrived; what nobody asked for stays."""
+        """Make leases of what has arrived, whose tokens are the job and the task's priority; what nobody asked for
+        stays."""
         rest = []
         void = []
         for job in self._taking.arrived:
@@ -230,7 +237,7 @@ class Queue(contract.Queue):
             if task.void:
                 void.append(job)
                 continue
-            leases.append(Lease(task.id, task.body, queue, task.deliveries + 1, _Held(job, task.priority)))
+            leases.append(Lease(task.id, task.body, queue, task.deliveries + 1, (job, task.priority)))
         self._taking.arrived = rest
         if void:
             lines.send(self._end(void))
@@ -242,7 +249,7 @@ class Queue(contract.Queue):
         with self._busy:
             lines = self._joined()
             self._delays.tend()
-            self._echo(lines, {lease.token.job.owner for lease in leases if not lease.token.job.ended}, b"alive")
+            self._echo(lines, {lease.token[0].owner for lease in leases if not lease.token[0].ended}, b"alive")
 
     def settle(self, outcomes: Sequence[tuple[Lease, Outcome]]) -> None:
         """Returns once the servers have it. Raises `Overloaded` for what they do not store; those leases go on."""
@@ -252,7 +259,7 @@ class Queue(contract.Queue):
             ended: list[Assignment] = []
             seen: set[int] = set()
             for lease, outcome in outcomes:
-                job = lease.token.job
+                job = lease.token[0]
                 if job.ended or id(job) in seen:
                     continue
                 seen.add(id(job))
@@ -265,7 +272,7 @@ class Queue(contract.Queue):
                 moved, problem = self._resubmit(lines, line, several)
                 ended += moved
                 error = error or problem
-            owners = self._end(ended, {id(lease.token.job) for lease, outcome in outcomes if outcome.kind == "bury"})
+            owners = self._end(ended, {id(lease.token[0]) for lease, outcome in outcomes if outcome.kind == "bury"})
             self._echo(lines, owners, _SETTLED)
             if error is not None:
                 raise error
@@ -283,7 +290,7 @@ class Queue(contract.Queue):
             lines.pump(deadline)
         moves = [self._move(lease, outcome) for lease, outcome in several]
         moved, error = move(self._delivery, other, moves, self._place.base64)
-        return [lease.token.job for (lease, _), safe in zip(several, moved, strict=True) if safe], error
+        return [lease.token[0] for (lease, _), safe in zip(several, moved, strict=True) if safe], error
 
     def _move(self, lease: Lease, outcome: Outcome) -> Move:
         names = self._place.names
@@ -344,17 +351,6 @@ class Queue(contract.Queue):
         self._joined()
         with self._busy:
             return self._looking.cancel(task_id)
-
-
-class _Held(tuple[Assignment, int]):
-    """The token of a lease: its job, and the task's priority."""
-
-    def __new__(cls, job: Assignment, priority: int) -> _Held:
-        return super().__new__(cls, (job, priority))
-
-    @property
-    def job(self) -> Assignment:
-        return self[0]
 
 
 def _second(delay: float) -> tuple[int | None, float]:

@@ -1,8 +1,9 @@
 """Taking jobs from several servers: grabs, sleeps and wakes on the lines of one role.
 
 A grab is a promise to take what it brings, so that no more of them are under way than there is room for: servers that
-may have something are asked in turn, and one that has nothing sleeps until it says NOOP. If a server does not answer
-in time the next one is asked; what it assigns later is kept for the next time.
+may have something are asked in turn, and one that has nothing sleeps until it says NOOP, at which one job is grabbed at
+once if there is room. If a server does not answer in time the next one is asked; what it assigns later is kept for the
+next time.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Taking:
 
     def asleep(self) -> bool:
         """Whether every server that is up has said that there is nothing."""
-        return all(line.state.asleep for line in self._lines.lines(self.role.name))
+        return all([line.state.asleep for line in self._lines.lines(self.role.name)])
 
     def ask(self, room: int) -> bool:
         """Send grabs for up to `room` jobs; whether answers are due that are worth waiting for."""
@@ -80,11 +81,15 @@ class Taking:
         now = time.monotonic()
         busy = False
         for line in lines:
-            if line.state.grabs and now - self._asked.setdefault(line, now) < _SLOW:
+            if not line.state.grabs:
+                self._asked.pop(line, None)
+            elif now - self._asked.setdefault(line, now) < _SLOW:
                 busy = True
                 room -= line.state.grabs
-        start = next(self._turn) % len(lines) if lines else 0
-        for line in lines[start:] + lines[:start]:
+        if len(lines) > 1:
+            start = next(self._turn) % len(lines)
+            lines = lines[start:] + lines[:start]
+        for line in lines:
             state: WorkerState = line.state
             if state.grabs:
                 continue
@@ -98,14 +103,30 @@ class Taking:
                     self._asked[line] = now
                     room -= state.grabs
                     busy = busy or bool(state.grabs)
+            if state.asleep:
+                state.stand_by(room > 0)
+                room -= 1
         return busy
+
+    def stand_down(self) -> None:
+        """Nobody is there to take a job for which a server wakes us."""
+        for line in self._lines.lines(self.role.name):
+            line.state.stand_by(False)
 
     def patience(self) -> float:
         """When `ask` should be called again, at the latest (monotonic seconds)."""
         now = time.monotonic()
-        slow = (since + _SLOW for line, since in self._asked.items() if line.state.grabs and now < since + _SLOW)
-        nudges = (since + _NUDGE for since in self._slept.values())
-        return min(itertools.chain(slow, nudges), default=float("inf"))
+        due = float("inf")
+        for line, since in self._asked.items():
+            if line.state.grabs and now < since + _SLOW < due:
+                due = since + _SLOW
+        for since in self._slept.values():
+            due = min(due, since + _NUDGE)
+        return due
+
+    def resting(self) -> bool:
+        """Whether nothing has arrived, and nothing will before a server wakes us."""
+        return not self.arrived and self.asleep()
 
     def nudge(self) -> None:
         """Have every server asked once more, though it sleeps."""

@@ -54,14 +54,22 @@ def unwrap(unique: bytes, queue: str, data: bytes) -> Wrapped:
             plain = b""
     if len(plain) < _HEAD.size or plain[0] != _VERSION:
         return Wrapped(_text(unique), queue, data)
-    _, flags, priority, deliveries, due, *lengths = _HEAD.unpack_from(plain)
-    if _HEAD.size + sum(lengths) > len(plain) or not -9 <= priority <= 9 or not 0 <= due < 1e11:
+    _, flags, priority, deliveries, due, id, name, reason = _HEAD.unpack_from(plain)
+    id += _HEAD.size  # the ends
+    name += id
+    reason += name
+    if reason > len(plain) or not -9 <= priority <= 9 or not 0 <= due < 1e11:
         return Wrapped(_text(unique), queue, data)
-    texts, at = [], _HEAD.size
-    for length in lengths:
-        texts.append(_text(plain[at : at + length]))
-        at += length
-    return Wrapped(texts[0], texts[1], plain[at:], priority, deliveries, due, texts[2], bool(flags & _VOID))
+    return Wrapped(
+        _text(plain[_HEAD.size : id]),
+        _text(plain[id:name]),
+        plain[reason:],
+        priority,
+        deliveries,
+        due,
+        _text(plain[name:reason]) if reason > name else "",
+        bool(flags & _VOID),
+    )
 
 
 def _cut(text: str) -> bytes:
