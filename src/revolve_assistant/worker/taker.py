@@ -12,9 +12,10 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from ..engine import Lease, Outcome
+from ..engine import Answer, Lease, Outcome, Parcel
 from ..errors import Overloaded, ProviderError, Unreachable
 from ..pool.feeder import PLAIN
+from .served import Served
 
 if TYPE_CHECKING:
     from .held import Held
@@ -26,6 +27,7 @@ AHEAD = 0.05  # seconds of work taken in advance
 MOST = 2000  # tasks held at once, beyond one for each child
 COROUTINES = 100  # held at once for each child
 WAIT = 10.0  # seconds that a take may wait
+BATCH = 1000  # answers given at once
 PAUSES = (0.05, 5.0)
 
 
@@ -37,6 +39,7 @@ class Taker:
         self._lock = threading.Lock()
         self._bell = threading.Condition(self._lock)
         self._outcomes: deque[tuple[Lease, Outcome]] = deque()
+        self.answers: deque[tuple[Served, Answer | None]] = deque()  # None: its child waits for credit
         self._taking = False  # the thread is inside `take`, which `Queue.wake` ends
         self._draining = False
         self._closing = False
@@ -60,6 +63,11 @@ class Taker:
         """Have the lease settled."""
         self._outcomes.append((lease, outcome))
         self._wake()
+
+    def answer_soon(self) -> None:
+        """There are answers to give."""
+        if self.answers:
+            self._wake()
 
     def over(self, held: Held, outcome: Outcome | None) -> None:
         """A held task is over; None: its lease is left to end by itself."""
@@ -124,6 +132,8 @@ class Taker:
         while True:
             if self._outcomes:
                 self._settle()
+            if self.answers:
+                self._answer()
             now = monotonic()
             if self.held and now - self._extended > queue.lease / 3:
                 queue.extend([held.lease for held in list(self.held.values())])
@@ -131,15 +141,16 @@ class Taker:
             room = 0 if self._draining else self._room(now)
             if room <= 0:
                 with self._lock:
-                    if self._closing and not self._outcomes:
+                    if self._closing and not self._due:
                         return
-                    if not self._outcomes and (self._draining or self._room(now) <= 0):
+                    if not self._due and (self._draining or self._room(now) <= 0):
                         self._bell.wait(queue.lease / 3)
                 continue
             self._taking = True
             try:
                 wait = min(queue.traits.max_wait, WAIT, queue.lease / 3)
-                leases = queue.take(queues, limit=room, wait=0.0 if self._outcomes or self._draining else wait)
+                at_once = self._due or self._draining or not self.connected
+                leases = queue.take(queues, limit=room, wait=0.0 if at_once else wait)
             finally:
                 self._taking = False
             if not self.connected:
@@ -148,6 +159,19 @@ class Taker:
             if leases:
                 self.taken += len(leases)
                 self._admit(leases)
+
+    @property
+    def _due(self) -> bool:
+        return bool(self._outcomes or self.answers)
+
+    def _answer(self) -> None:
+        answers = [self.answers[at] for at in range(min(len(self.answers), BATCH))]
+        self._worker.queue.answer([(served.lease, answer) for served, answer in answers if answer is not None])
+        for _ in answers:
+            self.answers.popleft()
+        for served, answer in answers:
+            if answer is None and served.parcel is not None:
+                self._worker.engine.grant(served.parcel)
 
     def _settle(self) -> None:
         outcomes = [self._outcomes[at] for at in range(len(self._outcomes))]
@@ -171,9 +195,10 @@ class Taker:
 
     def _admit(self, leases: object) -> None:
         worker = self._worker
-        parcels = []
+        parcels: list[Parcel] = []
+        served: list[Parcel] = []
         for lease in leases:  # type: ignore[attr-defined]
-            held = worker.admission.admit(lease)
+            held = worker.admission.admit(lease) if not lease.name else Served(worker, lease, worker.expose[lease.name])
             if held is None:
                 continue
             with self._lock:
@@ -183,6 +208,8 @@ class Taker:
             if held.parcel is None or held.ended:
                 worker.speaker.say(held)
             else:
-                parcels.append(held.parcel)
+                (served if lease.name else parcels).append(held.parcel)
         if parcels:
             worker.engine.submit(parcels, worker.speaker)
+        if served:
+            worker.engine.submit(served, worker.replies)

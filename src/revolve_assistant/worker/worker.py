@@ -27,6 +27,7 @@ from ..providers.carriers import choose
 from .admission import Admission, Unknowns
 from .control import Control
 from .held import Held
+from .served import Replies, targets
 from .speaker import Speaker
 from .taker import Taker
 
@@ -42,6 +43,8 @@ class Worker:
     `url` names the queue, `messenger` what carries events (None: the queue's own); `concurrency` (None: the CPUs this
     process may use) children run tasks of `queues`, earlier names first, in a `pool` of `process`, `thread`, `fork` or
     `inline`. `initializer(*initargs)` runs once in each child. `secret`: one or several, the first signs, all verify.
+    `expose` serves plain functions to other programs, by name: `{"reverse": "app:reverse"}`, or a callable that can be
+    imported; only on queues with the trait `foreign` (`Unsupported`).
     `grace`: seconds that running tasks have after `stop`. `unknown_after`: seconds after which a task whose function
     cannot be imported here fails. Nothing is opened before `run` or `start`. Raises `UsageError`, `UnknownProvider`.
     """
@@ -92,7 +95,10 @@ class Worker:
         self.live = bool(self.engine.traits.live)
         self.name = f"{os.uname().nodename}:{os.getpid()}"
         self.channel = f"w.{os.urandom(16).hex()}"
-        self.expose = dict(expose or {})
+        self.expose = targets(expose or {})
+        if self.expose:
+            self.queue.expose(self.expose)
+        self.replies = Replies(self)
         self.unknown = Unknowns(unknown_after)
         self.admission = Admission(self)
         self.speaker = Speaker(self)
