@@ -13,6 +13,7 @@ COMMANDS = {
     "run": "run a function once for each item, in parallel, with live progress",
     "demo": "see it work: real work in child processes, in under 15 seconds, no server",
     "worker": "take tasks from a queue and run them here",
+    "doctor": "say what is wrong with an address, and what to do about it",
     "secret": "make the secret that signs what travels, or show its fingerprint",
     "stack": "show where a running task is, line by line",
 }
