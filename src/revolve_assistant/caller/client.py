@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Generator, Iterable, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from ..engine import Engine, Parcel
 from ..errors import ClientClosed, NotCarriable, Unreachable, UsageError
@@ -67,7 +67,11 @@ class Submitter:
         declared = options_of(fn)
         return self._options if declared is None else merge(declared, **self._changes)
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
+    @overload
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]: ...
+    @overload
+    def submit(self, fn: str, /, *args: Any, **kwargs: Any) -> Task[bytes]: ...
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Task[Any]:
         """As `Client.submit`."""
         return self._client._submit(self._merged(fn), fn, args, kwargs)
 
@@ -154,8 +158,15 @@ class Client(concurrent.futures.Executor):
 
     # --- submitting
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
+    @overload
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]: ...
+    @overload
+    def submit(self, fn: str, /, *args: Any, **kwargs: Any) -> Task[bytes]: ...
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Task[Any]:
         """Hand `fn(*args, **kwargs)` over and return its `Task` at once; does no I/O that could block.
+
+        `fn` may be the name of a function that somebody else's worker serves, on engines that can call those (gearman):
+        one bytes or text argument travels as it is, others as JSON; the result is bytes.
 
         Raises `UsageError` (not callable, wrong options), `NotCarriable` (names the part), `ClientClosed`.
         """
@@ -196,7 +207,7 @@ class Client(concurrent.futures.Executor):
 
         return Share(value)
 
-    def _submit(self, options: Options, fn: Callable[..., Any], args: Any, kwargs: Any) -> Task[Any]:
+    def _submit(self, options: Options, fn: Callable[..., Any] | str, args: Any, kwargs: Any) -> Task[Any]:
         if self._shut:
             raise ClientClosed("cannot submit: the client was shut down")
         if options.unique is not None:
@@ -206,10 +217,17 @@ class Client(concurrent.futures.Executor):
                 return holder
         if not self._live and not self._engine.children:
             self._engine.expect()
-        work = self._carrier.live(fn, args, kwargs) if self._live else self._carrier.carry(fn, args, kwargs)
+        body = b""
+        if isinstance(fn, str):
+            from .foreign import carry
+
+            work, body = carry(self._engine, options, fn, args, kwargs)
+        else:
+            work = self._carrier.live(fn, args, kwargs) if self._live else self._carrier.carry(fn, args, kwargs)
         parcel = Parcel(
             self._new_id(),
             work=work,
+            body=body,
             queue=options.queue,
             priority=options.priority,
             delay=options.delay if self._remote else 0.0,

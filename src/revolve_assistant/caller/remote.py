@@ -26,6 +26,7 @@ from ..pool.threads import OurThread
 from ..wire import control, envelope
 from ..wire import frames as wire
 from ..wire.seal import Purpose
+from .foreign import Call, Calls, Foreign
 from .inbox import Inbox, RemoteJob
 from .mailbox import Mailbox
 from .reckoning import Reckoning
@@ -78,6 +79,7 @@ class Remote:
         self.inbox = Inbox(self.jobs, self._begun)
         self.sources: dict[Mailbox, str] = {}  # further mailboxes, and the messengers' addresses
         self.reckoning = Reckoning(self)
+        self.calls = Calls(self)
         self.sender: threading.Thread | None = None
         self.reader: threading.Thread | None = None
         self.away_since = 0.0  # monotonic seconds since when a server does not answer; 0: all do
@@ -106,6 +108,9 @@ class Remote:
         """Take the parcels; no I/O. Raises `Overloaded`, `Unsupported`."""
         if self._closing:
             raise Unreachable("the client is closed")
+        if type(parcels[0].work) is Foreign:
+            self.calls.submit(parcels, sink)
+            return
         jobs = []
         for parcel in parcels:
             if parcel.work.shares:
@@ -136,7 +141,7 @@ class Remote:
         """Take an untaken task back, or tell the worker that has it; returns at once."""
         job = self.jobs.get(task_id)
         if job is None or job.ended:
-            return False
+            return self.calls.cancel(task_id)
         job.stopping = True
         self._cancels.append(job)
         self.ring()
@@ -147,6 +152,8 @@ class Remote:
         job: RemoteJob | None = parcel._
         if job is None or job.ended:
             return False
+        if type(job) is Call:
+            raise Unsupported("a function of another program takes no messages")
         with self._lock:
             if not job.started:
                 if job.messages is None:
@@ -168,6 +175,8 @@ class Remote:
         job: RemoteJob | None = parcel._
         if job is None or not job.started:
             raise LookupError(f"task {parcel.id} is not running")
+        if type(job) is Call:
+            raise Unsupported("a function of another program shows no stacks")
         box: list[Any] = [threading.Event(), ""]
         self._stacks[parcel.id] = box
         try:
@@ -203,12 +212,13 @@ class Remote:
             if thread is not None and thread is not threading.current_thread():
                 wake()
                 thread.join(FLUSH + 5.0)
+        self.calls.close()
         if self.sender is not None:
             if not self.jobs:
                 self.main.forget()
-            self.queue.close()
             for box in (self.main, *self.sources):
                 box.messenger.close()
+        self.queue.close()
 
     def abandon(self) -> None:
         """In a forked child: the connections are the parent's; what is made next opens its own."""
@@ -240,7 +250,7 @@ class Remote:
             if job is not None and job.ended:
                 self.jobs.pop(report[0].id, None)
                 if job.wakes:
-                    self._acknowledge([job])
+                    self.acknowledge([job])
             if sink is not last:
                 if last is not None:
                     last.deliver(batch)
@@ -391,7 +401,7 @@ class Remote:
             for _ in batch:
                 self._outbox.popleft()
             self.in_touch()
-            self._acknowledge(batch)
+            self.acknowledge(batch)
             if self._words or self._cancels:
                 return
             with self._lock:
@@ -448,7 +458,8 @@ class Remote:
         )
         return envelope.wrap(self.inbox_name, sealed)
 
-    def _acknowledge(self, jobs: list[RemoteJob]) -> None:
+    def acknowledge(self, jobs: Sequence[RemoteJob]) -> None:
+        """The queue has these: wake whoever waits for that."""
         now = monotonic()
         with self._lock:
             wakes = []

@@ -65,3 +65,5 @@ REPORT_TRIMMED: Final = 10  # (parcel, kind, index): the items of the chunk from
 REPORT_RETRYING: Final = 11  # (parcel, kind, reason, delay): the attempt is over, who runs it tries again
 REPORT_ELSEWHERE: Final = 12  # (parcel, kind, messenger's address, record): an event for another messenger
 REPORT_ITEMS: Final = 8  # (parcel, kind, records)              as above, of consecutive items
+REPORT_ACCEPTED: Final = 12  # (parcel, kind): of a foreign call: a server has it
+REPORT_AWAY: Final = 13  # (parcel, kind, ProviderError): of a foreign call: no server answers, it waits

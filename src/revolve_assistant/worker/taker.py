@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from ..engine import Lease, Outcome
+from ..engine import Answer, Lease, Outcome, Parcel
 from ..errors import Overloaded, ProviderError, Unreachable
 from ..pool.threads import OurThread
+from .served import Served
 
 if TYPE_CHECKING:
     from .held import Held
@@ -28,6 +29,7 @@ TOO_LONG = 0.5  # seconds that a task taken in advance may wait for a child befo
 MOST = 2000  # tasks held at once, beyond one for each child
 COROUTINES = 100  # held at once for each child
 WAIT = 10.0  # seconds that a take may wait
+BATCH = 1000  # answers given at once
 PAUSES = (0.05, 5.0)
 
 
@@ -39,6 +41,7 @@ class Taker:
         self._lock = threading.Lock()
         self._bell = threading.Condition(self._lock)
         self._outcomes: deque[tuple[Lease, Outcome]] = deque()
+        self.answers: deque[tuple[Served, Answer | None]] = deque()  # None: its child waits for credit
         self._taking = False  # the thread is inside `take`, which `Queue.wake` ends
         self._draining = False
         self._closing = False
@@ -63,7 +66,12 @@ class Taker:
         self._outcomes.append((lease, outcome))
         self._wake()
 
-    def over(self, ended: list[Held], stored: bool) -> None:
+    def answer_soon(self) -> None:
+        """There are answers to give."""
+        if self.answers:
+            self._wake()
+
+    def over(self, ended: Sequence[Held], stored: bool) -> None:
         """Held tasks are over. Unless what they said is stored, their leases are left to end by themselves."""
         with self._lock:
             for held in ended:
@@ -127,6 +135,8 @@ class Taker:
         while True:
             if self._outcomes:
                 self._settle()
+            if self.answers:
+                self._answer()
             now = monotonic()
             if self.held and now - self._extended > queue.lease / 3:
                 queue.extend([held.lease for held in list(self.held.values())])
@@ -135,15 +145,15 @@ class Taker:
             surplus = self._surplus(now)
             if room <= 0:
                 with self._lock:
-                    if self._closing and not self._outcomes:
+                    if self._closing and not self._due:
                         return
-                    if not self._outcomes and (self._draining or self._room(now) <= 0):
+                    if not self._due and (self._draining or self._room(now) <= 0):
                         self._bell.wait(min(queue.lease / 3, TOO_LONG) if surplus else queue.lease / 3)
                 continue
             self._taking = True
             try:
                 wait = min(queue.traits.max_wait, TOO_LONG if surplus else WAIT, queue.lease / 3)
-                if self._outcomes or self._draining or not self.connected:  # the first look says that the queue answers
+                if self._due or self._draining or not self.connected:  # the first look says that the queue answers
                     wait = 0.0
                 leases = queue.take(queues, limit=room, wait=wait)
             finally:
@@ -154,6 +164,19 @@ class Taker:
             if leases:
                 self.taken += len(leases)
                 self._admit(leases)
+
+    @property
+    def _due(self) -> bool:
+        return bool(self._outcomes or self.answers)
+
+    def _answer(self) -> None:
+        answers = [self.answers[at] for at in range(min(len(self.answers), BATCH))]
+        self._worker.queue.answer([(served.lease, answer) for served, answer in answers if answer is not None])
+        for _ in answers:
+            self.answers.popleft()
+        for served, answer in answers:
+            if answer is None and served.parcel is not None:
+                self._worker.engine.grant(served.parcel)
 
     def _settle(self) -> None:
         outcomes = [self._outcomes[at] for at in range(len(self._outcomes))]
@@ -198,9 +221,14 @@ class Taker:
 
     def _admit(self, leases: Sequence[Lease]) -> None:
         worker = self._worker
-        parcels = []
+        parcels: list[Parcel] = []
+        served: list[Parcel] = []
         now = monotonic()
-        admitted = [held for lease in leases if (held := worker.admission.admit(lease)) is not None]
+        admitted: list[Held] = []
+        for lease in leases:
+            held = Served(worker, lease, worker.expose[lease.name]) if lease.name else worker.admission.admit(lease)
+            if held is not None:
+                admitted.append(held)
         with self._lock:
             for held in admitted:
                 held.since = now
@@ -211,6 +239,8 @@ class Taker:
             if held.parcel is None or held.ended:
                 worker.speaker.say(held)
             else:
-                parcels.append(held.parcel)
+                (served if held.lease.name else parcels).append(held.parcel)
         if parcels:
             worker.engine.submit(parcels, worker.speaker)
+        if served:
+            worker.engine.submit(served, worker.replies)

@@ -31,6 +31,7 @@ from ..wire.named import NamedMessenger
 from .admission import Admission, Unknowns
 from .control import Control
 from .held import Held
+from .served import Replies, targets
 from .speaker import Speaker
 from .taker import Taker
 
@@ -48,9 +49,10 @@ class Worker:
     process may use) children run tasks of `queues`, earlier names first, in a `pool` of `process`, `thread`, `fork` or
     `inline`, or on a local `engine` object. `initializer(*initargs)` runs once in each child. `messengers` are further
     ones that tasks name (`task.write_to`), with this worker's credentials. `secret`: one or several, the first signs,
-    all verify. `grace`: seconds that running tasks have after `stop`. `unknown_after`: seconds after which a task whose
-    function cannot be imported here fails. Nothing is opened before `run` or `start`. Raises `UsageError`,
-    `UnknownProvider`.
+    all verify. `expose` serves plain functions to other programs, by name: `{"reverse": "app:reverse"}`, or a callable
+    that can be imported; only on queues with the trait `foreign` (`Unsupported`). `grace`: seconds that running tasks
+    have after `stop`. `unknown_after`: seconds after which a task whose function cannot be imported here fails. Nothing
+    is opened before `run` or `start`. Raises `UsageError`, `UnknownProvider`.
     """
 
     def __init__(
@@ -112,7 +114,10 @@ class Worker:
         self.channel = f"w.{os.urandom(16).hex()}"
         self._messengers = {each.name: each for each in map(_named, messengers)}
         self._opened: dict[str, Messenger] = {}  # further messengers, by address
-        self.expose = dict(expose or {})
+        self.expose = targets(expose or {})
+        if self.expose:
+            self.queue.expose(self.expose)
+        self.replies = Replies(self)
         self.unknown = Unknowns(unknown_after)
         self.admission = Admission(self)
         self.speaker = Speaker(self)
@@ -279,7 +284,7 @@ class Worker:
         """Have a lease settled that nothing is said about."""
         self.taker.settle(lease, outcome)
 
-    def over(self, ended: list[Held], stored: bool) -> None:
+    def over(self, ended: Sequence[Held], stored: bool) -> None:
         """What tasks said last is stored (or never will be): their leases can be settled."""
         for held in ended:
             if stored and held.outcome is not None and held.outcome.kind != "release":

@@ -18,15 +18,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ... import engine as contract
-from ...engine import EngineState, Lease, Outcome, Parcel, Sink
+from ...engine import Answer, EngineState, Lease, Outcome, Parcel, Sink
 from ...errors import ClientClosed, UsageError
 from ...protocols.gearman.client_state import Request
 from ...protocols.gearman.worker_state import Assignment
 from ...traits import Traits
 from ..url import Url
 from .address import LARGEST, MAX_BODY, Place
+from .calling import Calling
 from .delays import Delays
 from .delivery import SUBMIT, Delivery, Preference, background, refused
+from .exposing import Exposing, checked
 from .lines import Line, Lines
 from .looking import Looking
 from .moving import Move, move
@@ -55,11 +57,14 @@ class Queue(contract.Queue):
         priorities=True,
         max_bytes=LARGEST,
         max_wait=3600.0,
+        foreign=True,
         messenger="gearman://",
     )
 
     def __init__(self, place: Place) -> None:
         self._place = place
+        self._calling: Calling | None = None
+        self._exposed: dict[bytes, str] = {}
         self._pid = 0
         self._open = False
         self._busy = threading.RLock()
@@ -95,6 +100,9 @@ class Queue(contract.Queue):
 
     def close(self) -> None:
         self._open = False
+        calling, self._calling = self._calling, None
+        if calling is not None:
+            calling.close()
         lines = self._lines
         if lines is None:
             return
@@ -128,6 +136,8 @@ class Queue(contract.Queue):
         self._taking = Taking(lines, _TAKE, MAX_BODY)
         self._delays = Delays(lines, self._delivery, place)
         self._looking = Looking(lines, self._delivery, place, self._preference)
+        self._exposing = Exposing(lines, place, self._exposed) if self._exposed else None
+        self._turn = False
         self._names: dict[bytes, str] = {}
         self._queues: tuple[str, ...] = ()
 
@@ -184,17 +194,19 @@ class Queue(contract.Queue):
         with self._busy:
             lines = self._joined()
             self._listen(lines, queues)
+            self._turn = not self._turn
             try:
                 return self._take(lines, limit, began, deadline)
             finally:
-                self._taking.stand_down()
+                for taking in self._takings():
+                    taking.stand_down()
 
     def _take(self, lines: Lines, limit: int, began: float, deadline: float) -> list[Lease]:
         leases: list[Lease] = []
         while True:
             self._delays.tend()
             self._collect(lines, leases, limit)
-            busy = self._taking.ask(limit - len(leases))
+            busy = self._ask(limit - len(leases))
             now = time.monotonic()
             if leases and not busy:
                 return leases
@@ -208,7 +220,7 @@ class Queue(contract.Queue):
                     return leases
                 if not up and (lines.hopeless() or now >= began + lines.timeout):
                     raise lines.unreachable()
-            until = min(self._delays.until(), self._taking.patience())
+            until = min(self._delays.until(), *[taking.patience() for taking in self._takings()])
             lines.pump(min(until, deadline if now < deadline else now + 0.25))
             if lines.woken and busy:
                 deadline = now  # leave, once the grabs are answered
@@ -219,12 +231,29 @@ class Queue(contract.Queue):
             names = self._place.names
             self._names = {names.queue(queue, priority): queue for queue in queues for priority in PRIORITIES}
             self._taking.functions(tuple(self._names))
-        lines.want(self._taking.role)
+        for taking in self._takings():
+            lines.want(taking.role)
         self._delays.start()
+
+    def _takings(self) -> list[Taking]:
+        return [self._taking] if self._exposing is None else [self._taking, self._exposing.taking]
+
+    def _ask(self, room: int) -> bool:
+        """Ask for tasks, and for jobs of exposed functions, one or the other first in turn."""
+        if self._exposing is None:
+            return self._taking.ask(room)
+        takings = self._takings()
+        busy = False
+        for taking in takings if self._turn else reversed(takings):
+            busy = taking.ask(room) or busy
+            room -= sum(line.state.grabs for line in self._lines.lines(taking.role.name)) if self._lines else 0
+        return busy
 
     def _collect(self, lines: Lines, leases: list[Lease], limit: int) -> None:
         """Make leases of what has arrived, whose tokens are the job and the task's priority; what nobody asked for
         stays."""
+        if self._exposing is not None:
+            self._exposing.collect(leases, limit)
         rest = []
         void = []
         for job in self._taking.arrived:
@@ -260,7 +289,7 @@ class Queue(contract.Queue):
             seen: set[int] = set()
             for lease, outcome in outcomes:
                 job = lease.token[0]
-                if job.ended or id(job) in seen:
+                if job.ended or id(job) in seen or lease.name:
                     continue
                 seen.add(id(job))
                 if outcome.kind == "done":
@@ -334,6 +363,30 @@ class Queue(contract.Queue):
         """
         self._joined()
         return buried(self._place)
+
+    # ---- functions of other programs, and for them
+
+    def call(self, parcels: Sequence[Parcel], sink: Sink) -> None:
+        calling = self._calling
+        if calling is None:
+            calling = self._calling = Calling(self._place)
+        calling.call(parcels, sink)
+
+    def cancel_call(self, task_id: str) -> bool:
+        calling = self._calling
+        return calling is not None and calling.cancel(task_id)
+
+    def expose(self, names: Iterable[str]) -> None:
+        self._exposed = checked(self._place.names, names)
+        with self._busy:
+            if self._lines is not None:
+                raise UsageError("expose functions before the queue is opened")
+
+    def answer(self, answers: Sequence[tuple[Lease, Answer]]) -> None:
+        with self._busy:
+            lines = self._joined()
+            if self._exposing is not None:
+                self._echo(lines, self._exposing.answer(answers), _SETTLED)
 
     # ---- asking
 

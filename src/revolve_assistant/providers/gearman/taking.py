@@ -9,6 +9,8 @@ next time.
 from __future__ import annotations
 
 import itertools
+import os
+import re
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,6 +19,7 @@ from ...protocols.gearman.worker_state import Assignment, WorkerState
 from .lines import Line, Lines, Role
 
 _SLOW = 0.25  # seconds after which the answer to a grab is not waited for
+_CLIENT_ID = re.compile(r"[^!-~]")
 _NUDGE = 10.0  # seconds of sleep after which a server is asked all the same
 
 
@@ -44,7 +47,7 @@ class Taking:
             self._functions = wanted
             for line in self._lines.lines(self.role.name):
                 line.state.reset()
-                self._up(line)
+                self._can(line)
                 self._lines.send([line])
 
     def only(self, functions: Iterable[bytes]) -> None:
@@ -73,7 +76,7 @@ class Taking:
 
     def asleep(self) -> bool:
         """Whether every server that is up has said that there is nothing."""
-        return all([line.state.asleep for line in self._lines.lines(self.role.name)])
+        return all(line.state.asleep for line in self._lines.lines(self.role.name))
 
     def ask(self, room: int) -> bool:
         """Send grabs for up to `room` jobs; whether answers are due that are worth waiting for."""
@@ -134,6 +137,10 @@ class Taking:
             line.state.nudge()
 
     def _up(self, line: Line) -> None:
+        line.state.client_id(_CLIENT_ID.sub("_", f"{os.uname().nodename}:{os.getpid()}")[:200])
+        self._can(line)
+
+    def _can(self, line: Line) -> None:
         # gearmand before 2.0 looks at the function first that was named last.
         for function in reversed(self._functions):
             line.state.can_do(function)
