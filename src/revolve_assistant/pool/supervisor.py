@@ -61,7 +61,7 @@ from .vitals import default_memory_limit, parse_memory, usable_cpus
 from .watch import Watch
 
 if TYPE_CHECKING:
-    pass
+    from ..wire.share import Share
 
 log = logging.getLogger("revolve_assistant")
 
@@ -105,6 +105,7 @@ class Supervisor(Engine):
             raise UsageError(f"concurrency={concurrency!r} must be a whole number >= 1 (coroutines at once in a child)")
         self.max_workers = max_workers or usable_cpus()
         self.initializer = initializer
+        self.shares: tuple[Share[Any], ...] = ()  # that the initializer needs
         self.max_tasks_per_child = max_tasks_per_child
         self.concurrency = concurrency
         self.memory_limit = (
@@ -341,6 +342,7 @@ class Supervisor(Engine):
                         "path": [str(each) for each in sys.path],
                         "argv": sys.argv,
                         "initializer": self.initializer,
+                        "shares": [each.key for share in self.shares for each in share.family()],
                         "kind": kind,
                     },
                 )
@@ -357,6 +359,11 @@ class Supervisor(Engine):
                 self.pump.watch(child.control.fileno(), READ, lambda _mask: self._hear_control(child))
                 if child.pidfd >= 0:
                     self.pump.watch(child.pidfd, READ, lambda _mask: self.watch.gone(child))
+                try:
+                    self.feeder.give_shares(child, self.shares)
+                except OSError as error:
+                    log.error("cannot share objects with a child process: %s", error)
+                    child.kill()
         self.deliver()
 
     def retire(self, child: ChildProcess) -> None:

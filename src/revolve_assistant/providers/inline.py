@@ -35,7 +35,7 @@ class Engine(LiveEngine):
         if self._initialize is not None:
             initializer, initargs = self._initialize
             self._initialize = None
-            self._context = entered(initializer(*initargs))
+            self._context = entered(initializer, initargs)
         for parcel in parcels:
             self.run(self.take(parcel, sink))
 
