@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pytest
 
-from revolve_assistant import Client, NotCarriable, ProtocolError, current_task, emit
+from revolve_assistant import Client, NotCarriable, ProtocolError, TaskLost, Unreachable, current_task, emit
 
+numpy = pytest.importorskip("numpy")
 linux = pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="reads /proc")
 
 
@@ -150,6 +154,142 @@ def test_coroutines_and_generators_take_shares(client: Client) -> None:
     assert [task.result() for task in tasks] == [float(number) for number in range(20)]
 
 
+# --- where it is held
+
+
+def dying(share: Any) -> Any:
+    def inner() -> float:
+        if current_task().attempt < 3:
+            os._exit(3)
+        return float(share.sum())
+
+    return inner
+
+
+def test_a_function_that_captured_a_share_runs_again_after_its_child_died(client: Client) -> None:
+    fn = dying(client.share(numpy.ones(50_000)))
+    assert client.options(retries=3, backoff=0.0).submit(fn).result() == 50_000.0
+    assert client.options(retries=3, backoff=0.0).submit(fn).result() == 50_000.0
+
+
+def test_a_function_that_captured_a_share_is_used_again_and_again(client: Client) -> None:
+    share = client.share(numpy.ones(50_000))
+
+    def fn(more: float = 0.0) -> float:
+        return float(share.sum()) + more
+
+    assert [client.submit(fn, more).result() for more in (1.0, 2.0)] == [50_001.0, 50_002.0]
+    assert [task.result() for task in [client.submit(fn) for _ in range(20)]] == [50_000.0] * 20
+
+
+def scaled(share: Any, scale: Any) -> Any:
+    return lambda number: float(share.sum()) * scale + number
+
+
+def test_a_map_over_a_function_that_captured_shares() -> None:
+    with Client(max_workers=2) as client:
+        share = client.share(numpy.ones(1000))
+        fn = scaled(share, client.share(2))
+        assert list(client.map(fn, range(50))) == [2000.0 + n for n in range(50)]
+        assert list(client.map(partial(numpy.dot, share), [numpy.ones(1000)] * 4)) == [1000.0] * 4
+        results = client.map(scaled(share, client.share(3)), [client.share(n) for n in range(9)])
+        del fn, share
+        gc.collect()
+        assert list(results) == [3000.0 + n for n in range(9)]
+
+
+def die_at_three(share: Any, number: int) -> float:
+    if number == 3:
+        os._exit(3)
+    return float(share.sum()) + number
+
+
+def test_the_rest_of_a_map_finds_its_share_after_a_death() -> None:
+    with Client(max_workers=1) as client:
+        share = client.share(numpy.ones(1000))
+        results = list(client.map(lambda n: die_at_three(share, n), range(9), chunksize=9, errors="return"))
+    assert isinstance(results.pop(3), TaskLost)
+    assert results == [1000.0 + number for number in range(9) if number != 3]
+
+
+def keep(*values: Any) -> None:
+    sys.modules["numpy"].__dict__["_revolve_kept"] = values
+
+
+def kept() -> float:
+    return float(sum(value.sum() for value in sys.modules["numpy"].__dict__.pop("_revolve_kept")))
+
+
+@pytest.mark.parametrize("url", ["process://", "thread://", "inline://"])
+def test_an_initializer_takes_shares(url: str) -> None:
+    with Client("inline://") as other:
+        inner = other.share(numpy.ones(1000))
+        share = other.share(inner)
+    with Client(url, max_workers=1, initializer=keep, initargs=(inner, share)) as client:
+        assert client.submit(kept).result() == 2000.0
+    if url == "process://":
+        with Client(max_workers=1, initializer=lambda: keep(inner), max_tasks_per_child=1) as client:
+            assert [client.submit(kept).result() for _ in range(2)] == [1000.0, 1000.0]
+
+
+def test_what_a_share_held_when_it_was_packed_stays_with_it() -> None:
+    with Client(max_workers=1, max_tasks_per_child=1) as client:
+        box = [client.share(numpy.ones(1000))]
+        share = client.share(box)
+        assert client.submit(lambda box: float(box[0].sum()), share).result() == 1000.0
+        box.clear()
+        gc.collect()
+        assert client.submit(lambda box: float(box[0].sum()), share).result() == 1000.0
+
+
+def test_what_makes_its_share_while_it_is_pickled(client: Client) -> None:
+    assert client.submit(len, Lazy(client)).result() == 7
+
+
+class Lazy:
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    def __reduce__(self) -> Any:
+        return (list, (self.client.share(list(range(7))),))
+
+
+def hear_one() -> Any:
+    message = current_task().receive()
+    return None if message is None else message.args
+
+
+@pytest.mark.parametrize("url", ["process://", "thread://"])
+def test_a_message_carries_a_share_by_value(url: str) -> None:
+    with Client(url) as client:
+        task = client.submit(hear_one)
+        task.send("x", client.share([1, 2]))
+        assert task.result() == ([1, 2],)
+
+
+class Broken:
+    def __reduce__(self) -> Any:
+        return (int, ("no number",))
+
+
+@pytest.mark.parametrize("url", ["process://", "thread://"])
+def test_a_message_that_cannot_be_rebuilt_does_not_make_the_task_deaf(url: str) -> None:
+    with Client(url) as client:
+        task = client.submit(hear_one)
+        task.send("x", Broken())
+        task.send("y", 5)
+        assert task.result() == (5,)
+
+
+def test_a_share_in_a_stranger_s_process() -> None:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as executor, Client(executor) as client:
+        share = client.share(list(range(5)))
+        assert client.submit(sum, share).result() == 10
+        assert client.submit(partial(max, share, default=[[{"deep": share}]])).result() == 4
+        assert client.submit(str, [[{"deep": share}]]).result() == "[[{'deep': [0, 1, 2, 3, 4]}]]"
+
+
 # --- how much memory
 
 
@@ -211,6 +351,48 @@ def test_what_nobody_holds_any_more_is_freed_here_and_in_the_children() -> None:
         assert buffers(child.pid) <= 3
 
 
+def rss() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@linux
+def test_functions_do_not_keep_what_they_captured_for_ever() -> None:
+    with Client(max_workers=1) as client:
+
+        def run(array: Any) -> None:
+            assert client.submit(lambda: float(array[0])).result() == 1.0
+
+        run(numpy.ones(1 << 20))  # 8 MiB
+        run(client.share(numpy.ones(1 << 20)))
+        before = client.submit(rss).result()
+        for _ in range(20):
+            run(numpy.ones(1 << 20))
+            run(client.share(numpy.ones(1 << 20)))
+        gc.collect()
+        assert client.submit(rss).result() < before + (64 << 20)
+
+
+def answer(number: int) -> Any:
+    async def inner() -> int:
+        return number
+
+    return inner
+
+
+def test_a_function_that_was_dropped_in_the_child_is_sent_again(client: Client, monkeypatch: Any) -> None:
+    from revolve_assistant.pool import feeder
+
+    monkeypatch.setattr(feeder, "MAX_FUNCTIONS", 2)
+    functions = [lambda number=number: number for number in range(7)]
+    coroutines = [answer(number) for number in range(7)]
+
+    for _ in range(5):
+        assert [client.submit(fn).result() for fn in functions] == list(range(7))
+        assert [task.result() for task in [client.submit(fn) for fn in functions]] == list(range(7))
+        assert [task.result() for task in [client.submit(fn) for fn in coroutines]] == list(range(7))
+    assert all(len(child.functions) <= 2 for child in client._engine.children)
+
+
 def test_a_share_lives_as_long_as_a_task_that_needs_it() -> None:
     with Client(max_workers=1) as client:
         gate = client.submit(hold)
@@ -246,6 +428,35 @@ def test_what_cannot_be_shared_says_so_and_the_client_goes_on(client: Client) ->
         with pytest.raises(NotCarriable, match="generator"):
             task.result(20)
     assert client.submit(abs, -1).result() == 1
+    gates = [client.submit(hold) for _ in range(2)]
+    for gate in gates:
+        next(gate.events("holds"))
+    with pytest.raises(NotCarriable, match="generator"):  # also while all children are busy
+        client.submit(where, client.share(number for number in ()))
+    with pytest.raises(NotCarriable, match="generator"):
+        client.submit(where, client.share([client.share(number for number in ())]))
+    for gate in gates:
+        gate.send("go")
+    results = list(client.map(where, [1, client.share(number for number in ()), 3], errors="return"))
+    assert isinstance(results[1], NotCarriable)
+    assert [results[0], results[2]] == [((1,), {}), ((3,), {})]
+
+
+def test_what_cannot_be_handed_over_for_want_of_descriptors_fails(client: Client, monkeypatch: Any) -> None:
+    from revolve_assistant.pool import feeder
+
+    def none_left(buffers: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    assert client.submit(abs, -1).result() == 1
+    monkeypatch.setattr(feeder, "write_buffers", none_left)
+    tasks = [client.submit(where, client.share(numpy.ones(50_000))) for _ in range(9)]
+    for task in tasks:
+        with pytest.raises(Unreachable, match="Too many open files"):
+            task.result()
+    assert [client.submit(abs, -n).result() for n in range(9)] == list(range(9))
+    monkeypatch.undo()
+    assert client.submit(numpy.sum, client.share(numpy.ones(50_000))).result() == 50_000.0
 
 
 @linux

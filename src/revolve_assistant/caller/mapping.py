@@ -38,7 +38,7 @@ from ..pool.reports import (
 )
 from ..wire.carry import ATOMS, Work, pack, unpack
 from ..wire.remote import not_rebuilt
-from ..wire.share import collecting, handles
+from ..wire.share import collecting, distinct
 from .options import PLAIN, Options
 from .waiting import in_loop
 
@@ -73,7 +73,11 @@ class Mapping:
 
     def __init__(self, client: Client, fn: Callable[..., Any], items: list[Any], chunksize: int | None) -> None:
         self.client = client
-        self.function = client._carrier.function(fn)
+        with collecting() as held:
+            self.function = client._carrier.function(fn)
+        self.shares = distinct(held)  # that the function holds: each chunk needs them
+        for share in self.shares:
+            share.payload()
         self.chunksize = chunksize
         self.items = items  # argument tuples; None once their end is known
         self.results: list[Any] = [_EMPTY] * len(items)  # a child's record, or a `_Failed`
@@ -140,16 +144,20 @@ class Mapping:
         items = self.items
         chosen = items[indices[0] : indices[-1] + 1] if isinstance(indices, range) else [items[i] for i in indices]
         if ATOMS.issuperset(map(type, chain.from_iterable(chosen))):
-            return Work(self.function, dumps(chosen, 5), live=_WHOLE), indices
+            return Work(self.function, dumps(chosen, 5), None, self.shares, live=_WHOLE), indices
         packed: list[bytes] = []
         kept: list[int] = []
         weight = 0
-        with collecting() as keys:
+        with collecting() as held:
             for position, item in enumerate(chosen):
                 index = indices[position]
+                known = len(held)
                 try:
                     payload, buffers = pack(item, "argument")
+                    for share in held[known:]:
+                        share.payload()
                 except NotCarriable as error:
+                    del held[known:]
                     self._put(index, _Failed(error))
                     continue
                 if buffers:
@@ -160,8 +168,7 @@ class Mapping:
                     break
                 packed.append(payload)
                 kept.append(index)
-            shares = handles(keys)
-        return Work(self.function, _encode(packed), None, shares), kept
+        return Work(self.function, _encode(packed), None, distinct((*self.shares, *held))), kept
 
     # --- the engine's reports, on its thread
 

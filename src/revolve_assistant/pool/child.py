@@ -35,6 +35,7 @@ from .reports import (
     BUFFERS,
     CANCELLED,
     CREDIT,
+    DROP,
     ERROR,
     FORGET,
     FUNCTION,
@@ -125,6 +126,8 @@ class Child:
         self.control_lock = allocate_lock()
         self.meeting = allocate_lock()  # guards `early` against `runnings`
         self.pending = bytearray()  # read from the task socket, not yet whole
+        self.control_pending = bytearray()
+        self.fds: list[int] = []  # came on the control socket, their messages have not yet
         self.waiting: deque[Any] = deque()  # messages not yet heeded
 
     def stopping(self, running: Running) -> bool:
@@ -141,23 +144,25 @@ class Child:
         """Read the control socket until the supervisor is gone, then take the whole process group along."""
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        pending = bytearray()
-        fds: list[int] = []
-        room = CMSG_SPACE(64 * 4)
-        while True:
-            try:
-                data, ancillary, _, _ = self.control.recvmsg(READ, room)
-            except OSError:
-                data = b""
-            if not data:
-                break
-            for level, kind, raw in ancillary:
-                if level == SOL_SOCKET and kind == SCM_RIGHTS:
-                    fds += memoryview(raw[: len(raw) // 4 * 4]).cast("i").tolist()
-            pending += data
-            for message in frames(pending):
-                self._heed(message, fds)
+        while self.hear_control():
+            pass
         os.killpg(0, signal.SIGKILL)
+
+    def hear_control(self) -> bool:
+        """Wait for something on the control socket and heed it. False: it is closed."""
+        try:
+            data, ancillary, _, _ = self.control.recvmsg(READ, CMSG_SPACE(64 * 4))
+        except OSError:
+            return False
+        if not data:
+            return False
+        for level, kind, raw in ancillary:
+            if level == SOL_SOCKET and kind == SCM_RIGHTS:
+                self.fds += memoryview(raw[: len(raw) // 4 * 4]).cast("i").tolist()
+        self.control_pending += data
+        for message in frames(self.control_pending):
+            self._heed(message, self.fds)
+        return True
 
     def _heed(self, message: list[Any], fds: list[int]) -> None:
         kind = message[0]
@@ -181,9 +186,11 @@ class Child:
             return
         running = self.runnings.get(message[1])
         if kind == SEND:
-            from ..wire.values import unpack_args
+            from ..wire.values import unpack_message
 
-            said = Message(message[2], unpack_args(message[3]))
+            said = unpack_message(message[2], message[3])
+            if said is None:
+                return
             with self.meeting:  # of this thread and the one that begins the task
                 running = self.runnings.get(message[1])
                 if running is None and self.expected(message[1]):
@@ -199,10 +206,8 @@ class Child:
                 self.interrupt(message[1])
 
     def _arrived(self) -> None:
-        try:
+        if self.arrived.locked():  # this thread alone releases it
             self.arrived.release()
-        except RuntimeError:
-            pass
 
     def expected(self, seq: int) -> bool:
         """Whether a task may still begin, or has begun and not ended."""
@@ -236,9 +241,7 @@ class Child:
     # --- results
 
     def arguments(self, seq: int, payload: bytes, extras: dict[str, Any] | None) -> Any:
-        if extras is None:
-            return loads(payload)
-        if "buffers" not in extras:
+        if extras is None or "buffers" not in extras:
             return loads(payload)
         buffers = self.take_buffers(seq)
         return loads(payload or buffers.pop(0), buffers=buffers)
@@ -280,6 +283,9 @@ class Child:
         sys.path[:] = config["path"]
         sys.argv[:] = config["argv"]
         try:
+            while not self.shared.issuperset(config["shares"]):
+                if not self.hear_control():
+                    return False
             if config["initializer"] is not None:
                 initializer, initargs = loads(config["initializer"])
                 context = initializer(*initargs)
@@ -370,6 +376,8 @@ class PlainChild(Child):
                     outbox.settle(monotonic_ns())
                 elif kind == FUNCTION:
                     self.functions[message[1]] = Function(*message[2:])
+                elif kind == DROP:
+                    self.functions.pop(message[1], None)
                 elif kind == STOP:
                     return
             outbox.flush()

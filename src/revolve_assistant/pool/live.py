@@ -20,9 +20,9 @@ from ..engine import Engine, EngineState, Parcel, Sink
 from ..errors import CancelSignal, TaskLost, TaskStalled, TaskTimeout
 from ..running import api
 from ..running.body import run, run_async
-from ..running.running import Message, Running
+from ..running.running import Running
 from ..wire.share import unshare
-from ..wire.values import unpack_args
+from ..wire.values import unpack_message
 from .jobs import WAITING
 from .pump import Pump
 from .reports import (
@@ -42,8 +42,10 @@ from .threads import at_work
 _decode = msgspec.msgpack.Decoder().decode
 
 
-def entered(value: Any) -> Any:
-    """What an initializer returned, entered if it is a context manager, else None."""
+def entered(initializer: Callable[..., Any], initargs: tuple[Any, ...]) -> Any:
+    """Run an initializer; what it returned, entered if it is a context manager, else None."""
+    args, _ = unshare(initargs, {})
+    value = initializer(*args)
     if hasattr(value, "__enter__") and hasattr(value, "__exit__"):
         value.__enter__()
         return value
@@ -179,7 +181,9 @@ class LiveEngine(Engine):
                 return True
         token = api.in_context.set(running)  # a handler's emit is the task's
         try:
-            running.put_message(Message(name, unpack_args(packed)))
+            message = unpack_message(name, packed)
+            if message is not None:
+                running.put_message(message)
         finally:
             api.in_context.reset(token)
         return True
@@ -221,7 +225,9 @@ class LiveEngine(Engine):
             if job.ended:
                 return
             for name, packed in job.messages:
-                running.put_message(Message(name, unpack_args(packed)))
+                message = unpack_message(name, packed)
+                if message is not None:
+                    running.put_message(message)
             job.messages = []
             job.running = running
             job.started = job.heard = monotonic()

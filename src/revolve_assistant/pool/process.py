@@ -113,9 +113,11 @@ class ChildProcess:
         "dead",
         "farewell",
         "frames",
+        "function_bytes",
         "functions",
         "given",
         "heard",
+        "holders",
         "incoming",
         "jobs",
         "kind",
@@ -145,7 +147,9 @@ class ChildProcess:
         self.jobs: dict[int, Job] = {}  # by sequence number, in the order sent
         self.given = 0  # tasks sent so far: the last sequence number
         self.cost = 0.0  # seconds that the outstanding ones are expected to take
-        self.functions: set[int] = set()  # keys of the callables it has
+        self.functions: dict[int, int] = {}  # keys of the callables it has -> bytes, oldest first
+        self.function_bytes = 0
+        self.holders: dict[str, list[int]] = {}  # key of a shared object -> of the callables that hold it
         self.shares: set[str] = set()
         self.ready = False
         self.blocked = False  # a long task runs: nothing is queued behind it

@@ -22,6 +22,7 @@ decode = msgspec.msgpack.Decoder().decode
 TASK: Final = 0  # (TASK, seq, id, function key, payload, attempt, extras or None)
 FUNCTION: Final = 1  # (FUNCTION, key, name, kind, body)
 STOP: Final = 2  # (STOP,)
+DROP: Final = 3  # (DROP, key): the callable is not used any more, or will be sent again
 
 # messages down, on the control socket
 SEND: Final = 0  # (SEND, seq, name, packed arguments)

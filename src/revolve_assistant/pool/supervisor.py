@@ -63,7 +63,7 @@ from .vitals import default_memory_limit, parse_memory, usable_cpus
 from .watch import Watch
 
 if TYPE_CHECKING:
-    pass
+    from ..wire.share import Share
 
 log = logging.getLogger("revolve_assistant")
 
@@ -108,6 +108,7 @@ class Supervisor(Engine):
         self.withheld: tuple[str, ...] = ()  # variables of the environment that children do not get
         self.max_workers = max_workers or usable_cpus()
         self.initializer = initializer
+        self.shares: tuple[Share[Any], ...] = ()  # that the initializer needs
         self.max_tasks_per_child = max_tasks_per_child
         self.concurrency = concurrency
         self.memory_limit = (
@@ -366,6 +367,7 @@ class Supervisor(Engine):
                         "path": [str(each) for each in sys.path],
                         "argv": sys.argv,
                         "initializer": self.initializer,
+                        "shares": [each.key for share in self.shares for each in share.family()],
                         "kind": kind,
                     },
                 )
@@ -378,6 +380,11 @@ class Supervisor(Engine):
                         self.want_children()
             else:
                 self.adopt(child)
+                try:
+                    self.feeder.give_shares(child, self.shares)
+                except OSError as error:
+                    log.error("cannot share objects with a child process: %s", error)
+                    child.kill()
         self.deliver()
 
     def adopt(self, child: ChildProcess) -> None:

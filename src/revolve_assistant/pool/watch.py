@@ -79,6 +79,9 @@ class Watch:
             for job in unsent:
                 del child.jobs[job.seq]
             self.supervisor.feeder.again(unsent)
+            child.functions.clear()  # what was about to be sent with them may be missing too: all is sent again
+            child.function_bytes = 0
+            child.shares.clear()
             if not child.jobs:
                 self.supervisor.feeder.refill(child)
 

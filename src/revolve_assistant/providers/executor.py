@@ -47,7 +47,8 @@ from ..pool.reports import (
 )
 from ..pool.shared import frame
 from ..traits import Traits
-from ..wire.carry import Carrier
+from ..wire.carry import Carrier, encode
+from ..wire.share import by_value
 from .url import Url
 
 DRAIN = 5.0  # seconds that events may still be on their way when the executor's own future is done
@@ -146,7 +147,9 @@ class Engine(LiveEngine):
         fn, args, kwargs = parcel.work.live
         job = RemoteJob(self, parcel, sink)
         try:
-            work = self._carrier.carry(fn, args, kwargs)
+            with by_value():  # nothing can be sent to a stranger's process beforehand
+                work = self._carrier.carry(fn, args, kwargs)
+                payload = encode((args, kwargs), None) if work.buffers else work.payload
         except NotCarriable as error:
             parcel._ = job
             self.jobs[parcel.id] = job
@@ -155,13 +158,6 @@ class Engine(LiveEngine):
         address = self._listen()
         parcel._ = job
         self.jobs[parcel.id] = job
-        payload, buffers = work.payload, work.buffers
-        if buffers or work.shares:
-            import pickle
-
-            from ..wire.share import unshare
-
-            payload = pickle.dumps(unshare(args, kwargs), 5)
         function = work.function
         capture = parcel.options is not None and parcel.options.capture
         call = (function.name, function.kind, function.body, payload, parcel.id, parcel.attempt, capture)

@@ -39,7 +39,7 @@ class Engine(LiveEngine):
         if self._initialize is not None and not self._initialized:
             initializer, initargs = self._initialize
             self._initialized = True
-            self._context = entered(initializer(*initargs))
+            self._context = entered(initializer, initargs)
         for parcel in parcels:
             self.run(self.take(parcel, sink))
 

@@ -77,7 +77,7 @@ class Engine(LiveEngine):
         if self._initialize is not None:
             initializer, initargs = self._initialize
             try:
-                context = entered(initializer(*initargs))
+                context = entered(initializer, initargs)
             except Exception as error:
                 error.add_note("raised by the initializer of the thread")
                 problem = error
