@@ -288,18 +288,9 @@ class Supervisor(Engine):
 
     def stack(self, parcel: Parcel) -> str:
         """The live stacks of the child that runs the task. Raises `LookupError` when none does."""
-        from .stacks import ask
+        from .stacks import of_child
 
-        with self.lock:
-            job: Job | None = parcel._
-            if job is None or job.child is None or not self.is_running(job):
-                raise LookupError(f"task {parcel.id} is not running")
-            child = job.child
-            pid, fd = child.pid, os.dup(child.board_fd)
-        try:
-            return ask(pid, fd)
-        finally:
-            os.close(fd)
+        return of_child(self, parcel)
 
     def tell(self, child: ChildProcess, message: tuple[Any, ...], fd: int = -1) -> None:
         if child.dead:
