@@ -73,7 +73,7 @@ class Taking:
 
     def asleep(self) -> bool:
         """Whether every server that is up has said that there is nothing."""
-        return all([line.state.asleep for line in self._lines.lines(self.role.name)])
+        return all(line.state.asleep for line in self._lines.lines(self.role.name))
 
     def ask(self, room: int) -> bool:
         """Send grabs for up to `room` jobs; whether answers are due that are worth waiting for."""
