@@ -95,8 +95,8 @@ def _imports(me: int) -> Iterator[tuple[str, Any]]:
             yield name, lock
 
 
-def forget_imports() -> None:
-    """In a fork: modules that another thread was importing are as if never begun."""
+def _forget_imports() -> None:
+    """Modules that another thread was importing at the fork are as if never begun: else whoever wants one hangs."""
     locks = getattr(sys.modules.get("_frozen_importlib"), "_module_locks", {})
     for name, _ in list(_imports(get_ident())):
         locks.pop(name, None)
@@ -109,6 +109,7 @@ def _in_fork() -> None:
     serving.clear()
     at_work.clear()
     making._at_fork_reinit()
+    _forget_imports()
 
 
 if hasattr(os, "register_at_fork"):
