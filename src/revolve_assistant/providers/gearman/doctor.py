@@ -104,8 +104,8 @@ def _version(name: str, version: str) -> Iterator[Finding]:
         yield Finding("wrong", name, text)
     elif numbers < (2, 0):
         text = (
-            "before 2.0, gearmand passes WORK_EXCEPTION on to clients that did not ask for it in a way that makes the C "
-            "tool wait for ever: leave exceptions=yes out unless all callers ask for exceptions"
+            "before 2.0, gearmand passes WORK_EXCEPTION on to clients that did not ask for it in a way that makes the "
+            "C tool wait for ever: leave exceptions=yes out unless all callers ask for exceptions"
         )
         yield Finding("note", name, text)
 
