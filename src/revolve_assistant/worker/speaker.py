@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from ..engine import Outcome
 from ..errors import Overloaded, ProviderError, UsageError
 from ..wire import frames as wire
 from ..wire.remote import pack_error
@@ -26,6 +27,7 @@ log = logging.getLogger("revolve_assistant")
 
 MESSAGE = 256 << 10  # bytes of events after which a message is closed
 PAUSES = (0.05, 5.0)  # seconds between attempts: first, most
+AGAIN = 10.0  # seconds until a task runs again whose end could not be said
 
 
 class Speaker:
@@ -90,8 +92,9 @@ class Speaker:
                 taken = [_Taken(held) for held in ready]
             try:
                 self._speak(taken)
-            except Exception:
-                log.exception("what tasks said could not be written; their leases end by themselves")
+            except Exception as error:
+                log.exception("what %d tasks said could not be written", len(taken))
+                self._give_up(taken, error)
 
     def _speak(self, taken: list[_Taken]) -> None:
         worker = self._worker
@@ -111,6 +114,13 @@ class Speaker:
                 worker.engine.grant(held.parcel)
             if each.ended:
                 worker.over(held, stored)
+
+    def _give_up(self, taken: list[_Taken], error: Exception) -> None:
+        """What was to be said is gone: run those tasks again whose end was among it, some day, and free their places."""
+        for each in taken:
+            if each.ended:
+                each.held.outcome = Outcome("release", AGAIN, reason=f"{type(error).__name__}: {error}")
+                self._worker.over(each.held, True)
 
     def _gather(self, inbox: str, taken: list[_Taken], messages: list[tuple[str, bytes]]) -> None:
         frames: list[Any] = []
@@ -138,8 +148,17 @@ class Speaker:
             if len(frames) > 1:
                 for frame in frames:
                     self._close(inbox, [frame], messages)
-            else:
-                self._close(inbox, [_shortened(frames[0], error)], messages)
+                return
+            id, run, first, records = frames[0]
+            if len(records) > 1:
+                half = len(records) // 2
+                self._close(inbox, [(id, run, first, records[:half])], messages)
+                self._close(inbox, [(id, run, first + half if first else 0, records[half:])], messages)
+            elif first and records[0][0] in wire.ENDS:
+                problem = UsageError(f"the end of task {id} does not fit: {error}")
+                self._close(inbox, [(id, run, first, [(wire.FAILED, pack_error(problem), [])])], messages)
+            else:  # what is missing shows as a gap
+                log.warning("an event of task %s was left out: %s", id, error)
 
     def _write(self, messages: list[tuple[str, bytes]]) -> bool:
         """Write until it is stored; False: the worker ends before that."""
@@ -181,13 +200,3 @@ class _Taken:
         self.ended = held.ended
         held.next += len(self.records)
         held.listed = False
-
-
-def _shortened(frame: Any, error: Exception) -> Any:
-    """A frame whose last record, too large for the messenger, is replaced by why it is missing."""
-    id, run, first, records = frame
-    last = records[-1]
-    if last[0] in wire.ENDS:
-        problem = UsageError(f"the result of task {id} does not fit: {error}")
-        return (id, run, first, [*records[:-1], (wire.FAILED, pack_error(problem), [])])
-    return (id, run, first + len(records), [])
