@@ -63,6 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, value in {
         "PYTEST_DEBUG_TEMPROOT": os.environ.get("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir()),
         "TMPDIR": str(run.folder),
+        "REVOLVE_SECRET": "the secret of these tests",  # so that none makes a file in the home of who runs them
     }.items():
         run.usual[name] = os.environ.get(name)
         os.environ[name] = value

@@ -8,6 +8,7 @@ _HOME = {
     "Client": "caller.client",
     "Task": "caller.task",
     "Worker": "worker.worker",
+    "Make": "caller.make",
     "defaults": "caller.options",
     "Options": "caller.options",
     "emit": "running.api",
@@ -56,6 +57,7 @@ _HOME = {
 
 if TYPE_CHECKING:
     from .caller.client import Client as Client
+    from .caller.make import Make as Make
     from .caller.options import Options as Options
     from .caller.options import defaults as defaults
     from .caller.task import Task as Task

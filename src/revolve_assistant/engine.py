@@ -6,6 +6,11 @@
 
 A Queue sees `Parcel.id`, `queue`, `priority`, `delay` and `body` (bytes) and nothing else of a task. Local engines
 see the carried or live callable in `Parcel.work` and report to the sink whose object they were given.
+
+A Queue with the trait `foreign` also carries plain calls, unsigned and without a pickle, from and to other programs:
+
+       Client ──call──▶ Queue ──▶ somebody else's worker ──Report──▶ Sink
+       somebody else's client ──▶ Queue ──take: Lease with a name──▶ Worker ──answer──▶ that client
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import msgspec
 
+from .errors import Unsupported
 from .traits import Traits
 
 EngineState = Literal["queued", "running", "unknown"]
@@ -114,7 +120,9 @@ class Engine(ABC):
 class Lease(NamedTuple):
     """A parcel taken from a Queue by one worker, until it is settled or the lease ends.
 
-    `deliveries` counts how often the queue handed it out (1 at first), `token` is the provider's own.
+    `deliveries` counts how often the queue handed it out (1 at first), `token` is the provider's own. `name` is that of
+    an exposed function, and empty otherwise: the body is somebody else's plain bytes then, and the lease ends with a
+    last `Answer`, not by being settled.
     """
 
     id: str
@@ -122,6 +130,7 @@ class Lease(NamedTuple):
     queue: str = "default"
     deliveries: int = 1
     token: Any = None
+    name: str = ""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -131,6 +140,18 @@ class Outcome(msgspec.Struct, frozen=True):
     delay: float = 0.0
     counted: bool = True
     reason: str = ""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What is said of a lease of an exposed function; `complete`, `fail` and `exception` end it.
+
+    `done` of `total` are of a `status`: whole numbers, each as large as the provider's protocol takes.
+    """
+
+    kind: Literal["status", "data", "warning", "complete", "fail", "exception"]
+    data: bytes = b""
+    done: int = 0
+    total: int = 0
 
 
 class Queue(Engine):
@@ -150,3 +171,37 @@ class Queue(Engine):
     @abstractmethod
     def settle(self, outcomes: Sequence[tuple[Lease, Outcome]]) -> None:
         """Settle the leases. One that was lost meanwhile (fenced) is passed over silently."""
+
+    # --- with the trait `foreign`
+
+    def call(self, parcels: Sequence[Parcel], sink: Sink) -> None:
+        """Call functions of other people's workers: `work.function.name` is the function, `body` its plain bytes.
+
+        From any thread, without `open`; returns at once. The sink hears from a thread of the provider's own:
+        REPORT_AWAY while no server answers, REPORT_ACCEPTED, REPORT_STARTED once it is known, REPORT_EVENTS (`data` and
+        `warning` with bytes, PROGRESS), and one end: REPORT_RETURNED (bytes), REPORT_RAISED (`RemoteError`), or
+        REPORT_LOST when the connection ended first. Raises `UsageError` for a name that cannot be, and sends nothing.
+        """
+        raise _no_foreign(self)
+
+    def cancel_call(self, task_id: str) -> bool:
+        """Listen no more to a call, and keep it from starting where that can be; what runs may go on. From any thread.
+
+        False: it knows no such call. Nothing is reported of it from then on.
+        """
+        raise _no_foreign(self)
+
+    def expose(self, names: Iterable[str]) -> None:
+        """`take` also gives what other programs ask of these functions; to be said before `open`. Raises `UsageError`
+        for a name that cannot be."""
+        raise _no_foreign(self)
+
+    def answer(self, answers: Sequence[tuple[Lease, Answer]]) -> None:
+        """Send them, in their order; returns once the servers have the last ones of each lease. What concerns a lease
+        that was lost meanwhile is passed over silently."""
+        raise _no_foreign(self)
+
+
+def _no_foreign(queue: Queue) -> Unsupported:
+    name = type(queue).__module__.removeprefix("revolve_assistant.providers.").partition(".")[0]
+    return Unsupported(f"{name} neither calls functions of other programs nor serves them: gearman does")

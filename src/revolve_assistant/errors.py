@@ -132,10 +132,11 @@ if TYPE_CHECKING:
 
 
 class Untrusted(AssistantError):
-    """A signature or an allow-list refused a message.
+    """A signature or an allow-list refused a message; nothing of it was decoded.
 
-    `reason`: forged, unknown key, truncated, expired, newer version or unsigned; `fingerprint` of the key that the
-    message claims, or "".
+    `reason` is one of "forged", "unknown key", "truncated", "expired", "newer version", "unsigned", or "" where no
+    seal was the matter. `fingerprint` names the secret that the message says it was sealed with, or is "". For all
+    reasons but "expired" both are no more than what the message claims.
     """
 
     reason: str = ""

@@ -40,5 +40,7 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True):
     """Takes higher priorities first."""
     local: bool = False
     """Runs in or under this process, and reports to the sink."""
+    foreign: bool = False
+    """Other programs' functions can be called (`call`), and ours be called by them (`expose`, `answer`)."""
     messenger: str | None = None
     """URL of the messenger that goes with it by nature; None: `messenger=` must be given (or it is local)."""

@@ -26,7 +26,7 @@ from revolve_assistant import (
     report,
 )
 
-URLS = ["process://", "thread://"]
+URLS = ["process://", "thread://", "fork://?other_threads=allow"]
 
 
 def run_trio(fn: Callable[[], Awaitable[Any]]) -> Any:

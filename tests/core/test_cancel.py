@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures as cf
+import gc
 import itertools
 import os
 import queue
@@ -15,10 +16,12 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 from revolve_assistant import (
@@ -345,6 +348,36 @@ def test_waiting_tasks_end_at_once(make: Made) -> None:
     waiting[11].cancel()
     held.send("go")
     assert [task.result() for task in waiting[1:11:2]] == [1, 3, 5, 7, 9]
+
+
+def test_a_thread_whose_task_is_cancelled_as_it_starts_is_counted_well() -> None:
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with Client("thread://", max_workers=4) as client:
+            for _ in range(1000):
+                task = client.submit(abs, 1)
+                task.cancel()
+                cf.wait([task])
+            barrier = threading.Barrier(3)
+            tasks = [client.submit(barrier.wait, 10) for _ in range(3)]  # as many threads, or it breaks
+            assert sorted(task.result() for task in tasks) == [0, 1, 2]
+    finally:
+        sys.setswitchinterval(usual)
+
+
+def test_what_they_held_is_let_go_at_once(make: Made) -> None:
+    client = make()
+    held = started(client.submit(hear))
+    arrays = [numpy.zeros(1 << 16) for _ in range(10)]
+    gone = [threading.Event() for _ in arrays]
+    kept = [weakref.ref(array, lambda _, event=event: event.set()) for array, event in zip(arrays, gone, strict=True)]
+    for _ in range(len(arrays)):
+        client.submit(len, arrays.pop()).cancel()
+    gc.collect()
+    assert all(event.wait(10) for event in gone)
+    assert not any(reference() is not None for reference in kept)
+    held.send("go")
 
 
 def test_prefetched_tasks_are_taken_back(make: Made, tmp_path: Path) -> None:

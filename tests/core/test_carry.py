@@ -575,7 +575,8 @@ def test_shares_captured_by_a_function_and_held_by_a_share_are_known(carrier):
     inner = Share([1])
     outer = Share({"inner": inner})
     outer.payload()
-    assert outer.inner == (inner.key,)
+    assert outer.inner == (inner,)
+    assert outer.family() == [outer, inner]
     work = carrier.carry(lambda: outer, (), {})
     assert work.shares == (outer,)
     assert called(work) is outer.value

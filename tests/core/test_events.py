@@ -34,7 +34,7 @@ from revolve_assistant import (
     emit,
 )
 
-ENGINES = ["process", "thread", "inline"]
+ENGINES = ["process", "thread", "fork", "inline"]
 
 
 def hold(*events: Any) -> Any:
@@ -53,9 +53,10 @@ def clients() -> Iterator[dict[str, Client]]:
     made = {
         "process": Client(max_workers=2),
         "thread": Client("thread://", max_workers=2),
+        "fork": Client("fork://?other_threads=allow", max_workers=2),
         "inline": Client("inline://"),
     }
-    for name in ("process", "thread"):  # all their children and threads are there before the first test
+    for name in ("process", "thread", "fork"):  # all their children and threads are there before the first test
         tasks = []
         for each in ([hold_async] if name == "process" else []) + [hold, hold]:
             tasks.append(made[name].submit(each))
@@ -73,13 +74,19 @@ def clients() -> Iterator[dict[str, Client]]:
 
 
 @pytest.fixture(params=ENGINES)
-def every(request: pytest.FixtureRequest, clients: dict[str, Client]) -> Client:
-    return clients[request.param]
+def every(
+    request: pytest.FixtureRequest, clients: dict[str, Client], reaped: Callable[[Client], None]
+) -> Iterator[Client]:
+    yield clients[request.param]
+    reaped(clients[request.param])
 
 
-@pytest.fixture(params=ENGINES[:2])
-def live(request: pytest.FixtureRequest, clients: dict[str, Client]) -> Client:
-    return clients[request.param]
+@pytest.fixture(params=ENGINES[:3])
+def live(
+    request: pytest.FixtureRequest, clients: dict[str, Client], reaped: Callable[[Client], None]
+) -> Iterator[Client]:
+    yield clients[request.param]
+    reaped(clients[request.param])
 
 
 @pytest.fixture

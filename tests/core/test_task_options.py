@@ -31,7 +31,7 @@ from revolve_assistant import (
     report,
 )
 
-URLS = {"process": "process://", "thread": "thread://", "inline": "inline://"}
+URLS = {"process": "process://", "thread": "thread://", "inline": "inline://", "fork": "fork://?other_threads=allow"}
 
 
 @pytest.fixture(params=URLS)
@@ -40,7 +40,7 @@ def every(request: pytest.FixtureRequest) -> Iterator[Client]:
         yield client
 
 
-@pytest.fixture(params=["process", "thread"])
+@pytest.fixture(params=["process", "thread", "fork"])
 def one(request: pytest.FixtureRequest) -> Iterator[Client]:
     """One worker: what is submitted behind a `hold` waits."""
     with Client(URLS[request.param], max_workers=1) as client:

@@ -1059,7 +1059,7 @@ def which(folder: str) -> int:
         ({"concurrency": 0}, "whole number >= 1"),
         ({"queues": " , "}, "at least one queue"),
         ({"pool": "thread", "memory_limit": "1G"}, "pool='process'"),
-        ({"secret": "short"}, "it needs 16"),
+        ({"secret": "short"}, "at least 16"),
     ],
 )
 def test_a_wrong_call_is_an_error_at_once(place, options, says):

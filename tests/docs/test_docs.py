@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from revolve_assistant.cli import COMMANDS
 from revolve_assistant.cli.flags import Command
 from revolve_assistant.event import LIFECYCLE
 from revolve_assistant.pool.process import POOL_SIZES
+from revolve_assistant.testing import servers
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -26,7 +28,13 @@ SOURCE = ROOT / "src" / "revolve_assistant"
 SECONDS = 20.0  # a page may take
 NOT_RUN = "<!-- not run -->"
 ENGINES = ("process", "thread", "inline", "executor")
-PAGES = [ROOT / "README.md", DOCS / "tutorial.md", *sorted((DOCS / "howto").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    DOCS / "tutorial.md",
+    *sorted((DOCS / "howto").glob("*.md")),
+    *sorted((DOCS / "providers").glob("*.md")),
+    DOCS / "explanation" / "security.md",
+]
 
 
 def read(name: str) -> str:
@@ -157,11 +165,28 @@ def program(page: str) -> str:
     return "\n".join(out) + "\n"
 
 
+SERVERS = {  # the address that a page may name, the program that has to be there, and the server started in its place
+    "127.0.0.1:4730": ("gearmand", servers.Gearmand),
+    "127.0.0.1:11211": ("memcached", servers.Memcached),
+}
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
-def test_the_page_runs(path, tmp_path):
-    file = tmp_path / f"{path.stem.replace('-', '_')}.py"
-    file.write_text(program(path.read_text(encoding="utf-8")), encoding="utf-8")
+def test_the_page_runs(path, tmp_path, need):
+    text = program(path.read_text(encoding="utf-8"))
+    with ExitStack() as stack:
+        for address, (tool, server) in SERVERS.items():
+            if address in text:
+                need(tool)
+                text = text.replace(address, "{}:{}".format(*stack.enter_context(server()).address))
+        run_page(path, text, tmp_path)
+
+
+def run_page(path: Path, text: str, tmp_path: Path) -> None:
+    file = tmp_path / f"{path.stem.replace('-', '_')}_page.py"
+    file.write_text(text, encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("REVOLVE_", "PYTHON"))}
+    environment["XDG_DATA_HOME"] = str(tmp_path)  # where the secret makes itself
     done = subprocess.run(
         [sys.executable, "-W", "error", file],
         cwd=tmp_path,
@@ -188,7 +213,7 @@ def test_a_block_that_is_not_run_is_python_all_the_same():
 
 def test_relative_links_lead_somewhere():
     links = []
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]:
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *DOCS.rglob("*.md")]:
         text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
         links += [(path, target) for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
     broken = [(path.name, to) for path, to in links if not (path.parent / to.partition("#")[0]).exists()]

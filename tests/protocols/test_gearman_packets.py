@@ -404,6 +404,77 @@ def test_grabs_are_pipelined_more_and_more_up_to_the_limit():
     assert kinds(state) == []
 
 
+def asleep(**options):
+    """A worker that grabs by hand, found nothing and sleeps."""
+    state = WorkerState(limit=0, **options)
+    state.can_do("f")
+    state.grab(10)
+    says(state, Kind.NO_JOB)
+    assert kinds(state) == [Kind.CAN_DO, Kind.GRAB_JOB_UNIQ, Kind.PRE_SLEEP]
+    return state
+
+
+def test_who_stands_by_grabs_one_job_at_the_noop_and_sleeps_again():
+    state = asleep()
+    state.stand_by(True)
+    says(state, Kind.NOOP)
+    assert state.drowsy
+    assert kinds(state) == [Kind.GRAB_JOB_UNIQ, Kind.PRE_SLEEP]
+    says(state, Kind.NOOP)  # stale: the grab is under way
+    assert kinds(state) == []
+    job = assign(state, b"H:1")
+    assert state.asleep
+    assert not state.drowsy
+    assert kinds(state) == []
+    state.complete(job)
+    assert kinds(state) == [Kind.WORK_COMPLETE]
+    says(state, Kind.NOOP)  # it stood by once
+    assert not state.asleep
+    assert kinds(state) == []
+
+
+def test_who_stood_by_is_woken_again_while_there_is_more():
+    state = asleep()
+    state.stand_by(True)
+    says(state, Kind.NOOP)
+    kinds(state)
+    assign(state, b"H:1")
+    says(state, Kind.NOOP)  # the answer to PRE_SLEEP
+    assert not state.asleep
+    state.grab(10)
+    assert kinds(state) == [Kind.GRAB_JOB_UNIQ] * 2
+
+
+def test_who_stood_by_for_nothing_sleeps_without_saying_so_twice():
+    state = asleep()
+    state.stand_by(True)
+    says(state, Kind.NOOP)
+    kinds(state)
+    says(state, Kind.NO_JOB)
+    assert state.asleep
+    assert kinds(state) == []
+
+
+def test_a_function_that_is_new_meanwhile_is_not_slept_over():
+    state = asleep()
+    state.stand_by(True)
+    says(state, Kind.NOOP)
+    state.can_do("g")  # after the PRE_SLEEP: the server does not look for its jobs
+    assign(state, b"H:1")
+    assert not state.asleep
+    state.grab(10)
+    assert kinds(state)[-1] is Kind.GRAB_JOB_UNIQ
+
+
+def test_nobody_who_stood_down_grabs_at_a_noop():
+    state = asleep()
+    state.stand_by(True)
+    state.stand_by(False)
+    says(state, Kind.NOOP)
+    assert kinds(state) == []
+    assert not state.asleep
+
+
 def test_a_lost_connection_ends_every_job():
     state = WorkerState()
     state.can_do("f")

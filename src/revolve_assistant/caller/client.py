@@ -9,20 +9,20 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures._base import FINISHED
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from ..engine import Engine, Parcel
-from ..errors import ClientClosed, NotCarriable, TaskLost, Unreachable, UsageError
+from ..errors import ClientClosed, NotCarriable, Unreachable, UsageError
+from ..pool.threads import OurThread
 from ..wire.carry import Carrier
 from .dispatch import Dispatcher
-from .ending import say_unretrieved
+from .ending import _ending, say_unretrieved
 from .engines import choose_engine
 from .listeners import Listener, Listeners
 from .options import PLAIN, Options, merge, options_of
 from .task import Task, _cancelled
-from .waiting import wait, wait_async
+from .waiting import aside, in_trio, wait, wait_async
 
 if TYPE_CHECKING:
     from ..wire.share import Share
@@ -67,7 +67,11 @@ class Submitter:
         declared = options_of(fn)
         return self._options if declared is None else merge(declared, **self._changes)
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
+    @overload
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]: ...
+    @overload
+    def submit(self, fn: str, /, *args: Any, **kwargs: Any) -> Task[bytes]: ...
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Task[Any]:
         """As `Client.submit`."""
         return self._client._submit(self._merged(fn), fn, args, kwargs)
 
@@ -128,9 +132,9 @@ class Client(concurrent.futures.Executor):
         )
         self._engine: Any = self._make()
         self._live = self._engine.traits.live
-        self._remote = not self._engine.traits.local
-        self._dispatcher = Dispatcher()
-        self._dispatcher.pump = None if self._live else self._engine.pump
+        self._remote = bool(getattr(self._engine, "remote", False))
+        self._dispatcher = self._new_dispatcher()
+        self._dispatcher.pump = self._pump_to_lead()
         self._listeners: Listeners | None = None
         self._listeners_version = 0
         self._tasks: dict[str, Task[Any]] = {}
@@ -149,10 +153,20 @@ class Client(concurrent.futures.Executor):
         self._finalizer.atexit = False
         _clients.add(self)
 
+    def _new_dispatcher(self) -> Any:
+        return Dispatcher()
+
     # --- submitting
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]:
+    @overload
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]: ...
+    @overload
+    def submit(self, fn: str, /, *args: Any, **kwargs: Any) -> Task[bytes]: ...
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Task[Any]:
         """Hand `fn(*args, **kwargs)` over and return its `Task` at once; does no I/O that could block.
+
+        `fn` may be the name of a function that somebody else's worker serves, on engines that can call those (gearman):
+        one bytes or text argument travels as it is, others as JSON; the result is bytes.
 
         Raises `UsageError` (not callable, wrong options), `NotCarriable` (names the part), `ClientClosed`.
         """
@@ -193,7 +207,7 @@ class Client(concurrent.futures.Executor):
 
         return Share(value)
 
-    def _submit(self, options: Options, fn: Callable[..., Any], args: Any, kwargs: Any) -> Task[Any]:
+    def _submit(self, options: Options, fn: Callable[..., Any] | str, args: Any, kwargs: Any) -> Task[Any]:
         if self._shut:
             raise ClientClosed("cannot submit: the client was shut down")
         if options.unique is not None:
@@ -203,10 +217,17 @@ class Client(concurrent.futures.Executor):
                 return holder
         if not self._live and not self._engine.children:
             self._engine.expect()
-        work = self._carrier.live(fn, args, kwargs) if self._live else self._carrier.carry(fn, args, kwargs)
+        body = b""
+        if isinstance(fn, str):
+            from .foreign import carry
+
+            work, body = carry(self._engine, options, fn, args, kwargs)
+        else:
+            work = self._carrier.live(fn, args, kwargs) if self._live else self._carrier.carry(fn, args, kwargs)
         parcel = Parcel(
-            f"{self._prefix}{next(self._number):012x}",
+            self._new_id(),
             work=work,
+            body=body,
             queue=options.queue,
             priority=options.priority,
             delay=options.delay if self._remote else 0.0,
@@ -348,6 +369,17 @@ class Client(concurrent.futures.Executor):
                 except Exception:
                     log.exception("what waits for a client's last task failed")
 
+    def _pump_to_lead(self) -> Any:
+        """The pump of an engine that keeps children: the dispatcher may do its work while it has none of its own."""
+        return self._engine.pump if self._engine.traits.kills and hasattr(self._engine, "pump") else None
+
+    def _new_id(self) -> str:
+        return f"{self._prefix}{next(self._number):012x}"
+
+    def _owns(self, task_id: str) -> bool:
+        """Whether the task was submitted in this process, and not in one that this one was forked from."""
+        return task_id.startswith(self._prefix)
+
     def _blocks_itself(self) -> bool:
         """Whether this thread is one that must not wait for a task: it is what would end it."""
         pump = getattr(self._engine, "pump", None)
@@ -367,12 +399,8 @@ class Client(concurrent.futures.Executor):
         """Wait for what comes from elsewhere; raises `Unreachable` once a server was away for `patience` seconds."""
         deadline = None if timeout is None else monotonic() + timeout
         while True:
+            self._check_patience()
             now, away = monotonic(), self._engine.away_since
-            if away and now - away >= self._patience:
-                raise Unreachable(
-                    f"{self._engine.place} has not answered for {now - away:.0f} s: {self._engine.trouble}; "
-                    "the task goes on there"
-                )
             left = self._patience - (now - away if away else 0.0)
             if deadline is not None:
                 left = min(left, deadline - now)
@@ -382,6 +410,14 @@ class Client(concurrent.futures.Executor):
                 return True
             if deadline is not None and monotonic() >= deadline:
                 return False
+
+    def _check_patience(self) -> None:
+        away = self._engine.away_since
+        if away and monotonic() - away >= self._patience:
+            raise Unreachable(
+                f"{self._engine.place} has not answered for {monotonic() - away:.0f} s: {self._engine.trouble}; "
+                "the task goes on there"
+            )
 
     # --- listening
 
@@ -444,16 +480,17 @@ class Client(concurrent.futures.Executor):
 
         `cancel_futures` cancels those that have not started. Without `wait` the rest ends in the background.
         """
-        if wait and self._tasks and not self._remote and self._blocks_itself():
+        lets_go = self._remote and self._engine.lets_go
+        if wait and self._tasks and not lets_go and self._blocks_itself():
             raise UsageError("shutdown(wait=True) in a listener would wait for itself: call shutdown(wait=False)")
         self._begin_shutdown(cancel_futures)
-        if self._remote:
+        if lets_go:
             self._close()  # what was submitted is flushed; the rest is the workers' affair
         elif wait:
             self._wait_for_ends(None)
             self._close()
         elif not self._closed:  # at once: from 3.12 on no thread can be started once the interpreter ends
-            threading.Thread(target=self._close_when_drained, name="revolve-closer", daemon=True).start()
+            OurThread(self._close_when_drained, "revolve-closer").start()
 
     def _close_when_drained(self) -> None:
         self._wait_for_ends(None)
@@ -488,6 +525,8 @@ class Client(concurrent.futures.Executor):
         self._engine.close()
         for task in list(self._tasks.values()):
             task._close("the client was closed before the task ended")
+            if self._remote and self._engine.lets_go:
+                task._disarm()  # it goes on where it is: no failure that somebody has to hear of
         for mapping in list(self._maps):
             mapping.stop()
         self._dispatcher.stop()
@@ -512,8 +551,6 @@ class Client(concurrent.futures.Executor):
         return None
 
     async def __aenter__(self) -> Client:
-        from .waiting import in_trio
-
         if in_trio():
             import sys
 
@@ -527,26 +564,15 @@ class Client(concurrent.futures.Executor):
         return self
 
     async def __aexit__(self, kind: Any, error: Any, tb: Any) -> None:
-        from .waiting import in_trio
-
         if kind is not None and issubclass(kind, KeyboardInterrupt):
             self._interrupted()
         self._begin_shutdown(False)
         try:
-            if not self._remote:
+            if not (self._remote and self._engine.lets_go):
                 await wait_async(self._when_drained)
         finally:
             self._dispatcher.use_loop(None)
-            if in_trio():
-                import sys
-
-                trio = sys.modules["trio"]
-                with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(self._close)
-            else:
-                import asyncio
-
-                await asyncio.shield(asyncio.to_thread(self._close))
+            await aside(self._close)
 
     def __reduce__(self) -> Any:
         raise NotCarriable(
@@ -555,24 +581,22 @@ class Client(concurrent.futures.Executor):
 
     def _after_fork(self) -> None:
         """In a forked child: what the parent's workers do is the parent's; this process starts afresh."""
-        old = self._engine
-        self._finalizer.detach()
-        if hasattr(old, "after_fork"):
-            old.after_fork()
-        self._dispatcher = Dispatcher()
+        # Not freed: that would touch, and so copy, what is shared with the parent. A task's id says whose it is.
+        self._inherited = vars(self).copy()
         self._lock = threading.Lock()
         self._prefix = os.urandom(10).hex()
-        tasks, self._tasks = list(self._tasks.values()), {}
-        self._uniques, self._heavy, self._maps, self._drained = {}, {}, set(), []
-        if not self._closed and not self._shut and self._reopen:
+        self._tasks, self._uniques, self._heavy, self._maps, self._drained = {}, {}, {}, set(), []
+        self._dispatcher.after_fork()
+        if hasattr(self._engine, "after_fork"):
+            self._engine.after_fork()
+        elif not self._closed and self._reopen:
+            self._finalizer.detach()
+            if self._remote:
+                self._engine.abandon()
             self._engine = self._make()
-            self._dispatcher.pump = None if self._live else self._engine.pump
             self._finalizer = weakref.finalize(self, _abandon, self._engine, self._dispatcher)
             self._finalizer.atexit = False
-        for task in tasks:
-            task._exception = TaskLost(f"task {task._id} belongs to the process that was forked")
-            task._end = ("lost", 0.0, "")
-            task._state = FINISHED
+        self._dispatcher.pump = self._pump_to_lead()
 
     def __repr__(self) -> str:
         return f"<Client {type(self._engine).__module__.rpartition('.')[2]} {len(self._tasks)} tasks>"
@@ -594,7 +618,7 @@ def _abandon(engine: Any, dispatcher: Dispatcher) -> None:
         engine.close()
         dispatcher.stop()
 
-    threading.Thread(target=close, name="revolve-closer", daemon=True).start()
+    OurThread(close, "revolve-closer").start()
 
 
 def _at_exit() -> None:
@@ -610,6 +634,7 @@ def _at_exit() -> None:
 
 
 def _in_fork() -> None:
+    _ending._at_fork_reinit()  # type: ignore[attr-defined]
     for client in list(_clients):
         client._after_fork()
 

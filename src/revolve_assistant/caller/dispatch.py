@@ -10,6 +10,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
+from ..pool.threads import Gate, OurThread
+
 LEAD = 1.0  # seconds without a call after which the thread goes to sleep
 log = logging.getLogger("revolve_assistant")
 
@@ -21,6 +23,16 @@ class Dispatcher:
     """
 
     def __init__(self) -> None:
+        self.gate = Gate()  # held while a call runs: no task is forked off meanwhile
+        self._begin()
+        self.pump: Any = None  # of the engine: while it has nothing to call, the thread may do the pump's work
+
+    def after_fork(self) -> None:
+        """In a forked child: what was posted is the parent's affair."""
+        self.gate.renew()
+        self._begin()
+
+    def _begin(self) -> None:
         self._calls: deque[Callable[[], None]] = deque()
         self._lock = threading.Lock()
         self._bell = allocate_lock()
@@ -31,7 +43,6 @@ class Dispatcher:
         self.thread: threading.Thread | None = None
         self._called = 0.0  # when the last call ended, monotonic seconds
         self._leading: Callable[[], None] | None = None
-        self.pump: Any = None  # of the engine: while it has nothing to call, the thread may do the pump's work
         self.call_soon: Callable[[Callable[[], None]], Any] | None = None  # of an event loop
         self.loop_thread: int | None = None
 
@@ -80,6 +91,10 @@ class Dispatcher:
             self._wake()
             thread.join()
 
+    def passes(self, error: BaseException) -> bool:
+        """Whether what a listener raised, and is no `Exception`, goes to somebody else than the log."""
+        return False
+
     def get_ready(self) -> None:
         """Start the thread that `post` will need: from 3.12 on none can be started once the interpreter ends."""
         if self.thread is None and self.call_soon is None and not self._stopped:
@@ -88,7 +103,7 @@ class Dispatcher:
     def _start(self) -> None:
         with self._lock:
             if self.thread is None:
-                self.thread = threading.Thread(target=self._run, name="revolve-dispatch", daemon=True)
+                self.thread = OurThread(self._run, "revolve-dispatch")
                 self.thread.start()
 
     def _wake(self) -> None:
@@ -105,7 +120,11 @@ class Dispatcher:
         while True:
             if calls:
                 while calls:
-                    self._call(calls.popleft())
+                    self.gate.acquire()
+                    try:
+                        self._call(calls.popleft())
+                    finally:
+                        self.gate.release()
                 self._called = monotonic()
             if self._lead():
                 continue

@@ -10,6 +10,7 @@ lock shared by several would deadlock with it. Order: a task's own condition, th
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import weakref
@@ -35,12 +36,13 @@ _ending = threading.RLock()
 class _Unretrieved:
     """Logs a failure that nobody asked for, when the task is dropped."""
 
-    __slots__ = ("__weakref__", "error", "packed", "text")
+    __slots__ = ("__weakref__", "error", "packed", "pid", "text")
 
     def __init__(self, text: str, error: BaseException | None, packed: bytes | None) -> None:
         self.text = text
         self.error = error
         self.packed = packed
+        self.pid = os.getpid()  # a fork has it, too
         _unretrieved.add(self)
 
     def __del__(self) -> None:
@@ -48,7 +50,7 @@ class _Unretrieved:
             self.say()
 
     def say(self) -> None:
-        if self.text:
+        if self.text and self.pid == os.getpid():
             error = self.error or unpack_error(self.packed or b"")
             log.error("%s: %s: %s", self.text, type(error).__name__, error)
             self.text = ""
@@ -90,10 +92,23 @@ class Ending:
     def done(self) -> bool:
         return self._state is FINISHED or self._state is CANCELLED_AND_NOTIFIED
 
+    @property
+    def _foreign(self) -> bool:
+        """It was submitted in a process that this one was forked from, and had not ended then."""
+        return self._end is None and not self._client._owns(self._id)
+
+    def _refuse_foreign(self) -> None:
+        if self._foreign:
+            raise UsageError(
+                f"task {self._id} belongs to the process that this one (pid {os.getpid()}) was forked from, and only "
+                "that one hears of it: use it there, or submit another task here"
+            )
+
     # --- what concurrent.futures.wait and as_completed touch
 
     @property
     def _condition(self) -> threading.Condition:
+        self._refuse_foreign()
         condition = self._own_condition
         if condition is None:
             with _ending:
@@ -164,7 +179,7 @@ class Ending:
                 wake()
         if callbacks is not None:
             for fn in callbacks:
-                client._dispatcher.post(lambda fn=fn: self._call_back(fn))  # type: ignore[misc]
+                client._dispatcher.post(lambda fn=fn: self._call_back(fn))
         if client._shut:
             client._check_drained()
 
@@ -195,6 +210,7 @@ class Ending:
     # --- waiting
 
     def _register(self, wake: Callable[[], None]) -> Callable[[], None]:
+        self._refuse_foreign()
         with _ending:
             if not self.done():
                 if self._wakes is None:
@@ -225,6 +241,7 @@ class Ending:
             await wait_async(self._register)
 
     def _refuse_blocking(self, what: str) -> None:
+        self._refuse_foreign()
         if self._client._blocks_itself():
             raise UsageError(
                 f"{what} for ever: this is the thread that serves task {self._id}; "

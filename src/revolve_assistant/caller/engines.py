@@ -20,6 +20,7 @@ def choose_engine(
     options: dict[str, Any],
 ) -> Any:
     """The engine, not opened. Raises `UsageError`, `UnknownProvider`, `ProviderMissing`, `Unsupported`."""
+    driven = bool(options.pop("_driven", False))
     if url is None:
         url = os.environ.get("REVOLVE_URL") or "process://"
     if not isinstance(url, concurrent.futures.Executor) and url != "process://":
@@ -33,9 +34,20 @@ def choose_engine(
                     "a queue's workers are started elsewhere (revolve worker): leave max_workers and initializer out"
                 )
             pending = {"max_pending": options.pop("max_pending")} if "max_pending" in options else {}
-            return Remote(choose(url, messenger, secret, namespace, **options), **pending)
-    if messenger is not None:
-        raise Unsupported("this engine carries its events itself: leave messenger out")
+            return Remote(choose(url, messenger, secret, namespace, **options), driven=driven, **pending)
+    engine = _local(url, max_workers, initializer, initargs, options)
+    if messenger is None and not driven:
+        return engine
+    if not engine.traits.local:
+        raise Unsupported(f"{url!r} is neither a queue nor an engine of this machine: it takes no messenger")
+    from .embedded import Embedded
+
+    return Embedded(engine, messenger, secret, namespace, driven=driven)
+
+
+def _local(
+    url: Any, max_workers: int | None, initializer: Any, initargs: tuple[Any, ...], options: dict[str, Any]
+) -> Any:
     if isinstance(url, concurrent.futures.Executor):
         if max_workers is not None or initializer is not None:
             raise UsageError("an executor brings its own workers: leave max_workers and initializer out")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,7 @@ class Group(Task[list[Any]]):
         for member in members:
             if not isinstance(member, Task):
                 raise UsageError(f"group() takes tasks, got {member!r:.100}")
-        super().__init__(client, Parcel(f"{os.urandom(16).hex()}"), PLAIN)
+        super().__init__(client, Parcel(client._new_id()), PLAIN)
         self.members = tuple(members)
         self._name = f"group of {len(members)}"
         self._open = len(members)

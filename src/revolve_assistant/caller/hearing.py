@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -126,6 +127,7 @@ class Hearing(Ending):
     def _add(self, name: str, listener: Listener) -> None:
         check = Listeners()
         check.add(name, listener)
+        self._refuse_foreign()
         self._client._dispatcher.get_ready()
         with _ending:
             if self._reader is None and self._log is None and self._end is None and self._started is None:
@@ -258,4 +260,7 @@ class Hearing(Ending):
             self._complain(fn, record[2])
 
     def _complain(self, fn: Callable[..., Any], name: str) -> None:
+        error = sys.exc_info()[1]
+        if error is not None and not isinstance(error, Exception) and self._client._dispatcher.passes(error):
+            return  # a Ctrl-C, which whoever drives the client gets
         log.exception("listener %r failed at event %r of task %s", fn, name, self._id)

@@ -7,6 +7,9 @@
 A run that was not seen before is newer than the one before it, and fences that off. Numbers within a run have no
 holes, so what was sent twice is dropped and what is missing is said. The end of a fenced run is kept aside: it counts
 only if the newer run turns out to be lost.
+
+A task that also writes to other messengers (`task.write_to`) numbers what it writes to each. Its end names the last
+number of each, and waits here until those that this client reads have come up to there, or are known to be missing.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from collections.abc import Callable
 from time import time
 from typing import TYPE_CHECKING, Any
 
-from ..errors import TaskLost, Untrusted
+from ..errors import Untrusted
 from ..pool.reports import (
     EVENT,
     PACKED,
@@ -32,6 +35,7 @@ from ..pool.reports import (
     REPORT_SUCCEEDED,
 )
 from ..wire import frames as wire
+from ..wire.remote import unpack_error
 from .log import LOCAL
 
 if TYPE_CHECKING:
@@ -53,6 +57,7 @@ class RemoteJob:
         "heard",
         "messages",
         "next",
+        "others",
         "over",
         "parcel",
         "resent",
@@ -61,8 +66,8 @@ class RemoteJob:
         "spare",
         "started",
         "stopping",
+        "waiting_end",
         "wakes",
-        "written",
     )
 
     def __init__(self, parcel: Parcel, sink: Sink) -> None:
@@ -83,7 +88,8 @@ class RemoteJob:
         self.asked = 0.0  # when somebody was asked about it, monotonic seconds; 0: nobody was
         self.resent = 0
         self.wakes: list[Callable[[], None]] | None = None  # of who waits for the acknowledgement
-        self.written: list[list[Any]] = []  # (messenger, last number) that its end says
+        self.others: dict[str, int] | None = None  # next number of what this run writes to another messenger
+        self.waiting_end: tuple[tuple[Any, ...], dict[str, int]] | None = None  # and up to where it waits
 
 
 class Inbox:
@@ -92,10 +98,11 @@ class Inbox:
     def __init__(self, jobs: dict[str, RemoteJob], begun: Callable[[RemoteJob], None]) -> None:
         self._jobs = jobs
         self._begun = begun  # called when a task is known to run, with the channel of its worker
+        self.reads: set[str] = set()  # further messengers that this client reads
         self.unknown = 0  # frames of tasks that nobody here has
 
-    def take(self, frames: list[Any], now: float) -> list[tuple[Sink, tuple[Any, ...]]]:
-        """The reports that follow from the frames, in order."""
+    def take(self, frames: list[Any], now: float, source: str = "") -> list[tuple[Sink, tuple[Any, ...]]]:
+        """The reports that follow from the frames, in order; `source` is the messenger, "" for the client's own."""
         out: list[tuple[Sink, tuple[Any, ...]]] = []
         for id, run, first, records in frames:
             job = self._jobs.get(id)
@@ -108,7 +115,10 @@ class Inbox:
                 if first == 0:
                     self._aside(job, records, out)
                 elif run == job.run or self._begin(job, run, records, out):
-                    self._numbered(job, first, records, out)
+                    if source:
+                        self._elsewhere(job, source, first, records, out)
+                    else:
+                        self._numbered(job, first, records, out)
             except (IndexError, TypeError, ValueError) as error:
                 log.warning("what came for task %s is no event of ours: %s", id, error)
         return out
@@ -129,6 +139,7 @@ class Inbox:
             if not job.over:
                 out.append((job.sink, (job.parcel, REPORT_RETRYING, "the worker that had it was lost", 0.0)))
         job.run, job.next, job.over, job.started = run, 1, False, False
+        job.others = job.waiting_end = None
         return True
 
     def _numbered(self, job: RemoteJob, first: int, records: list[Any], out: list[Any]) -> None:
@@ -155,9 +166,7 @@ class Inbox:
                 out.append((job.sink, (job.parcel, REPORT_STARTED, record[1], record[2])))
                 self._begun(job)
             elif kind in wire.ENDS:
-                job.ended = True
-                job.written = record[-1]
-                out.append((job.sink, self._end(job, record)))
+                self._ended(job, record, out)
                 return
             elif kind == wire.RETRYING:
                 job.over, job.started = True, False  # what is said now is for the run that follows
@@ -167,6 +176,59 @@ class Inbox:
                 self._local(job, "waiting", (record[1],), out)
         if events:
             out.append((job.sink, (job.parcel, REPORT_EVENTS, events, _size(events))))
+
+    def _ended(self, job: RemoteJob, record: list[Any], out: list[Any]) -> None:
+        others = job.others or {}
+        missing = {name: last for name, last in record[-1] if name in self.reads and others.get(name, 1) <= last}
+        if missing:
+            job.waiting_end = (self._end(job, record), missing)
+            return
+        job.ended = True
+        out.append((job.sink, self._end(job, record)))
+
+    def _elsewhere(self, job: RemoteJob, source: str, first: int, records: list[Any], out: list[Any]) -> None:
+        """What a run wrote to another messenger."""
+        others = job.others
+        if others is None:
+            others = job.others = {}
+        wanted = others.get(source, 1)
+        if first > wanted:
+            self._local(job, "gap", (first - wanted,), out)
+        elif first < wanted:
+            records = records[wanted - first :]
+            first = wanted
+        others[source] = first + len(records)
+        if records:
+            out.append((job.sink, (job.parcel, REPORT_EVENTS, records, _size(records))))
+        self._release(job, source, out)
+
+    def _release(self, job: RemoteJob, source: str, out: list[Any]) -> None:
+        if job.waiting_end is None:
+            return
+        end, missing = job.waiting_end
+        if source in missing and (job.others or {}).get(source, 1) > missing[source]:
+            del missing[source]
+        if not missing:
+            job.waiting_end = None
+            job.ended = True
+            out.append((job.sink, end))
+
+    def drained(self, source: str, before: set[str]) -> list[tuple[Sink, tuple[Any, ...]]]:
+        """A messenger was read to its end: what tasks in `before` still miss of it will not come."""
+        out: list[tuple[Sink, tuple[Any, ...]]] = []
+        for id in before:
+            job = self._jobs.get(id)
+            if job is None or job.waiting_end is None or source not in job.waiting_end[1]:
+                continue
+            last, others = job.waiting_end[1][source], job.others or {}
+            self._local(job, "gap", (last + 1 - others.get(source, 1),), out)
+            job.others = {**others, source: last + 1}
+            self._release(job, source, out)
+        return out
+
+    def waiting(self, source: str) -> set[str]:
+        """The tasks whose end waits for what comes from this messenger."""
+        return {id for id, job in self._jobs.items() if job.waiting_end is not None and source in job.waiting_end[1]}
 
     def _aside(self, job: RemoteJob, records: list[Any], out: list[Any]) -> None:
         for record in records:
@@ -189,7 +251,7 @@ class Inbox:
             return (parcel, REPORT_FAILED, record[1])
         if kind == wire.CANCELLED:
             return (parcel, REPORT_CANCELLED, record[1])
-        return (parcel, REPORT_LOST, TaskLost(record[1]))
+        return (parcel, REPORT_LOST, unpack_error(record[1]))
 
 
 def _size(events: list[Any]) -> int:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ..engine import Parcel
-from ..errors import ClientClosed, NotCarriable, TaskCancelled, UsageError
+from ..errors import ClientClosed, NotCarriable, Overloaded, TaskCancelled, UsageError
 from ..pool.reports import (
     ITEM_ERROR,
     ITEM_PLAIN,
@@ -38,8 +38,9 @@ from ..pool.reports import (
 )
 from ..wire.carry import ATOMS, Work, pack, unpack
 from ..wire.remote import not_rebuilt
-from ..wire.share import collecting, handles
+from ..wire.share import collecting, distinct
 from .options import PLAIN, Options
+from .waiting import in_loop
 
 if TYPE_CHECKING:
     from .client import Client
@@ -72,7 +73,11 @@ class Mapping:
 
     def __init__(self, client: Client, fn: Callable[..., Any], items: list[Any], chunksize: int | None) -> None:
         self.client = client
-        self.function = client._carrier.function(fn)
+        with collecting() as held:
+            self.function = client._carrier.function(fn)
+        self.shares = distinct(held)  # that the function holds: each chunk needs them
+        for share in self.shares:
+            share.payload()
         self.chunksize = chunksize
         self.items = items  # argument tuples; None once their end is known
         self.results: list[Any] = [_EMPTY] * len(items)  # a child's record, or a `_Failed`
@@ -87,6 +92,7 @@ class Mapping:
         self.lock = RLock()
         self.stopped = False
         self.workers = client._engine.max_workers
+        self.prefix = client._prefix
 
     def start(self) -> None:
         for _ in range(self.workers):
@@ -104,7 +110,7 @@ class Mapping:
             work, indices = self._carry(indices)
             chunk = Chunk(self, indices)
             parcel = Parcel(
-                f"{client._prefix}{next(client._number):012x}",
+                client._new_id(),
                 work=work,
                 owner=chunk,
                 chunk=2 if work.live is _WHOLE else 1,
@@ -138,16 +144,20 @@ class Mapping:
         items = self.items
         chosen = items[indices[0] : indices[-1] + 1] if isinstance(indices, range) else [items[i] for i in indices]
         if ATOMS.issuperset(map(type, chain.from_iterable(chosen))):
-            return Work(self.function, dumps(chosen, 5), live=_WHOLE), indices
+            return Work(self.function, dumps(chosen, 5), None, self.shares, live=_WHOLE), indices
         packed: list[bytes] = []
         kept: list[int] = []
         weight = 0
-        with collecting() as keys:
+        with collecting() as held:
             for position, item in enumerate(chosen):
                 index = indices[position]
+                known = len(held)
                 try:
                     payload, buffers = pack(item, "argument")
+                    for share in held[known:]:
+                        share.payload()
                 except NotCarriable as error:
+                    del held[known:]
                     self._put(index, _Failed(error))
                     continue
                 if buffers:
@@ -158,8 +168,7 @@ class Mapping:
                     break
                 packed.append(payload)
                 kept.append(index)
-            shares = handles(keys)
-        return Work(self.function, _encode(packed), None, shares), kept
+        return Work(self.function, _encode(packed), None, distinct((*self.shares, *held))), kept
 
     # --- the engine's reports, on its thread
 
@@ -253,6 +262,8 @@ class Mapping:
         """
         results = self.results
         if results[index] is _EMPTY:
+            if not self.client._owns(self.prefix):
+                raise UsageError("this map() belongs to the process that this one was forked from: use it there")
             self.awaited = index
             while results[index] is _EMPTY:
                 if self.client._blocks_itself():
@@ -282,6 +293,8 @@ class Mapping:
 
     def stop(self) -> None:
         """Cancel what has not started; what runs is stopped at its next item."""
+        if not self.client._owns(self.prefix):
+            return
         with self.lock:
             self.stopped = True
             self.again.clear()
@@ -330,9 +343,24 @@ def run_map(
             mapping.start()
         results = _from_mapping(mapping, len(items), deadline, errors)
     else:
-        tasks = [client._submit(options, fn, item, {}) for item in items]
+        tasks = _submit_all(client, options, fn, items)
         results = _from_tasks(tasks, deadline, errors)
     return _shown(results, len(items), fn) if show else results
+
+
+def _submit_all(client: Client, options: Options, fn: Callable[..., Any], items: list[Any]) -> list[Any]:
+    """A task for each item; on a queue, as fast as it acknowledges them."""
+    tasks: list[Any] = []
+    for item in items:
+        while True:
+            try:
+                tasks.append(client._submit(options, fn, item, {}))
+                break
+            except Overloaded:
+                if not tasks or in_loop():
+                    raise
+                tasks[-1].queued(client._patience)
+    return tasks
 
 
 def _from_mapping(mapping: Mapping, count: int, deadline: float | None, errors: str) -> Generator[Any, None, None]:
@@ -377,7 +405,7 @@ def _from_tasks(tasks: list[Any], deadline: float | None, errors: str) -> Genera
             yield box.pop()
     finally:
         for task in tasks:
-            if not task.running():
+            if not task._foreign and not task.running():
                 task.cancel()
 
 

@@ -22,10 +22,13 @@ from typing import TYPE_CHECKING, Any
 from ..engine import EngineState, Parcel, Sink
 from ..errors import NotCarriable, Overloaded, ProviderError, Unreachable, Unsupported, Untrusted, UsageError
 from ..pool.reports import REPORT_CANCELLED, REPORT_RAISED
+from ..pool.threads import OurThread
 from ..wire import control, envelope
 from ..wire import frames as wire
 from ..wire.seal import Purpose
+from .foreign import Call, Calls, Foreign
 from .inbox import Inbox, RemoteJob
+from .mailbox import Mailbox
 from .reckoning import Reckoning
 
 if TYPE_CHECKING:
@@ -35,11 +38,9 @@ log = logging.getLogger("revolve_assistant")
 
 MAX_PENDING = 100_000
 BATCH = 500  # tasks handed to the queue at once
-KEEP = 300.0  # seconds that the inbox outlives its client
-CAP = 64 << 20  # bytes of events that wait in the inbox
-READ = 1000  # messages read at once
 EXPIRY = 7 * 86400.0  # seconds after which nobody runs a task any more
 PAUSES = (0.05, 5.0)  # seconds between attempts to reach a server: first, most
+LINGER = 1.0  # seconds after the last task during which the inbox is still read
 RETRY_CANCEL = 0.5  # seconds between attempts to take a task back that its worker is just giving back
 FLUSH = 5.0  # seconds that `close` waits for what was submitted
 
@@ -63,16 +64,22 @@ class Remote:
     """The far side of a queue, as a Client sees it. Thread-safe. Threads start at the first `submit`."""
 
     children = True  # there is nothing to start ahead
+    remote = True
+    lets_go = True  # leaving the client's block leaves unfinished tasks to their workers
 
-    def __init__(self, carriers: Carriers, *, max_pending: int = MAX_PENDING) -> None:
-        self.queue, self.messenger, self.keys, self.namespace, self.place = carriers
+    def __init__(self, carriers: Carriers, *, max_pending: int = MAX_PENDING, driven: bool = False) -> None:
+        self.queue, self.messenger, self.keys, self.namespace, self.place, self.natural = carriers
+        self.driven = driven  # nobody reads but the client's own thread
+        self._starting = threading.Lock()
         self.traits = self.queue.traits
         self.max_pending = max_pending
         self.inbox_name = f"i.{os.urandom(16).hex()}"
         self.jobs: dict[str, RemoteJob] = {}
         self.pump = _Turn(self)
         self.inbox = Inbox(self.jobs, self._begun)
+        self.sources: dict[Mailbox, str] = {}  # further mailboxes, and the messengers' addresses
         self.reckoning = Reckoning(self)
+        self.calls = Calls(self)
         self.sender: threading.Thread | None = None
         self.reader: threading.Thread | None = None
         self.away_since = 0.0  # monotonic seconds since when a server does not answer; 0: all do
@@ -89,10 +96,7 @@ class Remote:
         self._stacks: dict[str, list[Any]] = {}
         self._sleeping = False
         self._closing = False
-        self._kept = 0.0  # until when the inbox is known to be kept
-        self._fresh = True  # the inbox has to be made (again)
-        self._cursor = b""
-        self._joiner = wire.Joiner()
+        self.main = self.mailbox(self.messenger)
         self._warned: set[str] = set()
 
     # --- what the client calls
@@ -104,6 +108,9 @@ class Remote:
         """Take the parcels; no I/O. Raises `Overloaded`, `Unsupported`."""
         if self._closing:
             raise Unreachable("the client is closed")
+        if type(parcels[0].work) is Foreign:
+            self.calls.submit(parcels, sink)
+            return
         jobs = []
         for parcel in parcels:
             if parcel.work.shares:
@@ -118,7 +125,7 @@ class Remote:
             self.jobs[job.parcel.id] = job
         self._outbox.extend(jobs)
         if self.sender is None:
-            self._start()
+            self.start()
         if self._sleeping:
             with self._lock:
                 self._bell.notify()
@@ -134,7 +141,7 @@ class Remote:
         """Take an untaken task back, or tell the worker that has it; returns at once."""
         job = self.jobs.get(task_id)
         if job is None or job.ended:
-            return False
+            return self.calls.cancel(task_id)
         job.stopping = True
         self._cancels.append(job)
         self.ring()
@@ -145,6 +152,8 @@ class Remote:
         job: RemoteJob | None = parcel._
         if job is None or job.ended:
             return False
+        if type(job) is Call:
+            raise Unsupported("a function of another program takes no messages")
         with self._lock:
             if not job.started:
                 if job.messages is None:
@@ -166,6 +175,8 @@ class Remote:
         job: RemoteJob | None = parcel._
         if job is None or not job.started:
             raise LookupError(f"task {parcel.id} is not running")
+        if type(job) is Call:
+            raise Unsupported("a function of another program shows no stacks")
         box: list[Any] = [threading.Event(), ""]
         self._stacks[parcel.id] = box
         try:
@@ -201,13 +212,15 @@ class Remote:
             if thread is not None and thread is not threading.current_thread():
                 wake()
                 thread.join(FLUSH + 5.0)
+        self.calls.close()
         if self.sender is not None:
             if not self.jobs:
-                self._forget_inbox()
-            self.queue.close()
-            self.messenger.close()
+                self.main.forget()
+            for box in (self.main, *self.sources):
+                box.messenger.close()
+        self.queue.close()
 
-    def after_fork(self) -> None:
+    def abandon(self) -> None:
         """In a forked child: the connections are the parent's; what is made next opens its own."""
         self._closing = True
         self.sender = self.reader = None
@@ -237,7 +250,7 @@ class Remote:
             if job is not None and job.ended:
                 self.jobs.pop(report[0].id, None)
                 if job.wakes:
-                    self._acknowledge([job])
+                    self.acknowledge([job])
             if sink is not last:
                 if last is not None:
                     last.deliver(batch)
@@ -274,14 +287,18 @@ class Remote:
 
     # --- the sender
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the threads, once."""
+        if self.sender is not None:
+            return
         with self._lock:
             if self.sender is not None or self._closing:
                 return
-            self.sender = threading.Thread(target=self._run, args=(self._send,), name="revolve-sender", daemon=True)
-            self.reader = threading.Thread(target=self._run, args=(self._read,), name="revolve-reader", daemon=True)
+            self.sender = OurThread(self._run, "revolve-sender", (self._send,))
             self.sender.start()
-            self.reader.start()
+            if not self.driven:
+                self.reader = OurThread(self._run, "revolve-reader", (self._read,))
+                self.reader.start()
 
     def _run(self, loop: Callable[[], None]) -> None:
         """A thread's whole life: a server that does not answer is tried again, more and more slowly."""
@@ -310,10 +327,10 @@ class Remote:
         self.in_touch()
         flushed = None
         while True:
-            if monotonic() > self._kept:  # it was idle for long: nothing waited there
-                self._fresh = True
-            if self._fresh or monotonic() > self._kept - KEEP * 2 / 3:
+            if self.main.due():
                 self._keep()
+            if self.sources:
+                self._keep_sources()
             self._post()
             due = self.reckoning.look(monotonic())
             if self._missed:
@@ -325,7 +342,7 @@ class Remote:
                     flushed = flushed or monotonic() + FLUSH
                     if monotonic() > flushed:
                         return
-                if self._outbox or self._words or self._cancels or self._fresh:
+                if self._outbox or self._words or self._cancels or self.main.fresh:
                     continue
                 self._sleeping = True
                 if not self._outbox:  # one that was put there without the lock
@@ -333,14 +350,30 @@ class Remote:
                 self._sleeping = False
 
     def _keep(self) -> None:
-        made = monotonic()
-        self.messenger.keep([self.inbox_name], seconds=KEEP, cap=CAP)
-        self._kept = made + KEEP
-        if self._fresh:
-            with self._lock:
-                self._fresh = False
-                self._cursor = b""
-                self._work.notify()
+        self.main.keep()
+        with self._lock:
+            self._work.notify()
+
+    def _keep_sources(self) -> None:
+        for box in list(self.sources):
+            if box.due():
+                try:
+                    box.messenger.open()
+                    box.keep()
+                except ProviderError as error:  # tasks go on without it, and what is missing is said
+                    self.warn_once(f"{box.name} does not answer: {error}")
+
+    def add_source(self, box: Mailbox, address: str) -> None:
+        """Have a further mailbox kept, and tasks told that this client reads it."""
+        self.inbox.reads.add(address)
+        self.sources[box] = address
+        self.ring()
+
+    def until_kept(self, timeout: float) -> None:
+        """Wait until the inbox is there, at most `timeout` seconds."""
+        with self._lock:
+            if self.main.fresh:
+                self._work.wait(timeout)
 
     def _post(self) -> None:
         """Send what there is: control messages first, they are few and somebody waits."""
@@ -368,7 +401,7 @@ class Remote:
             for _ in batch:
                 self._outbox.popleft()
             self.in_touch()
-            self._acknowledge(batch)
+            self.acknowledge(batch)
             if self._words or self._cancels:
                 return
             with self._lock:
@@ -415,6 +448,7 @@ class Remote:
             time(),
             envelope.terms_of(parcel.options),
             [bytes(buffer.raw()) for buffer in work.buffers or ()],
+            list(self.inbox.reads),
         )
         sealed = self.keys.seal(
             Purpose.TASK,
@@ -424,7 +458,8 @@ class Remote:
         )
         return envelope.wrap(self.inbox_name, sealed)
 
-    def _acknowledge(self, jobs: list[RemoteJob]) -> None:
+    def acknowledge(self, jobs: Sequence[RemoteJob]) -> None:
+        """The queue has these: wake whoever waits for that."""
         now = monotonic()
         with self._lock:
             wakes = []
@@ -464,56 +499,49 @@ class Remote:
         for name, packed in messages or ():
             self.say(job, control.SEND, name, packed)
 
-    def _forget_inbox(self) -> None:
-        try:
-            self.messenger.forget(self.inbox_name)
-        except ProviderError as error:
-            log.debug("the inbox stays until it expires: %s", error)
-
     # --- the reader
 
     def _read(self) -> None:
-        messenger, name = self.messenger, self.inbox_name
+        main = self.main
+        wait = 30.0 if main.messenger.traits.waits else 0.5
+        idle = 0.0  # since when there is nothing to read for, monotonic seconds
         while True:
             with self._lock:
-                while not self._closing and (self._fresh or not (self.jobs or self._stacks)):
+                while not self._closing:
+                    wanted = bool(self.jobs or self._stacks)
+                    if wanted:
+                        idle = 0.0
+                    elif not idle:
+                        idle = monotonic()
+                    if not main.fresh and (wanted or monotonic() - idle < LINGER):
+                        break  # soon after one task there is often another: its start need not wake this thread first
                     self._work.wait()
                 if self._closing:
                     return
-            wait = min(messenger.traits.max_wait, 30.0 if messenger.traits.waits else 0.5)
-            batch = messenger.read({name: self._cursor}, limit=READ, wait=wait)
-            self.reckoning.read(monotonic(), len(batch.messages))
-            if batch.messages:
-                self.in_touch()
-                self._take(batch.messages)
-                self._cursor = batch.messages[-1].cursor
-                messenger.forget(name, self._cursor)
-            if name in batch.lost and not self._fresh:
-                log.warning("%s lost the events that waited for this client", messenger_name(messenger))
-                self.reckoning.suspect()
-                with self._lock:
-                    self._fresh = True
-                    self._bell.notify()
+            self.take(main, wait if wanted else LINGER / 2)
 
-    def _take(self, messages: Sequence[Any]) -> None:
-        audience = f"{self.namespace}/{self.inbox_name}"
-        for message in messages:
-            try:
-                whole = self._joiner.join(message.frame)
-                if whole is None:
-                    continue
-                _sender, fingerprints, frames = wire.decode(self.keys.open(Purpose.EVENT, audience, whole))
-            except Untrusted as error:
-                self._distrust(error)
-                continue
-            except ProviderError as error:
-                log.warning("a message was dropped: %s", error)
-                continue
+    def take(self, box: Mailbox, wait: float) -> int:
+        """Read a mailbox and report what came; the number of messages. Raises `Unreachable`."""
+        found, count = box.read(wait)
+        if box is self.main:
+            self.reckoning.read(monotonic(), count)
+            if box.fresh:
+                self.reckoning.suspect()
+                self.ring()
+        if found:
+            self.in_touch()
             self.worker_seen = True
-            self.reckoning.keys_of(fingerprints)
+            self.reckoning.keys_of(box.fingerprints)
+        source = self.sources.get(box, "")
+        for frames in found:
             if self._stacks:
                 self._take_stacks(frames)
-            self.report(self.inbox.take(frames, monotonic()))
+            self.report(self.inbox.take(frames, monotonic(), source))
+        return count
+
+    def mailbox(self, messenger: Any) -> Mailbox:
+        """This client's inbox on a messenger."""
+        return Mailbox(messenger, self.inbox_name, self.keys, self.namespace, self._distrust)
 
     def _take_stacks(self, frames: list[Any]) -> None:
         for id, _run, first, records in frames:
@@ -540,8 +568,3 @@ class _Nobody:
     @staticmethod
     def deliver(reports: Sequence[Any]) -> None:
         pass
-
-
-def messenger_name(messenger: Any) -> str:
-    """What a messenger is called in a message for people."""
-    return type(messenger).__module__.split(".")[-2 if type(messenger).__module__.count(".") > 2 else -1]

@@ -27,6 +27,7 @@ class _Stream:
         self._closed = False
         self._rung = False
         self._wake: Callable[[], None] | None = None
+        task._refuse_foreign()  # before its log is touched: another thread may have locked it at the fork
         self._reader = task._ensure_log().reader(_ringer(weakref.ref(self)))
 
     def __iter__(self) -> Any:
@@ -42,7 +43,7 @@ class _Stream:
         self._reader.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_reader"):
+        if hasattr(self, "_reader") and not self._task._foreign:
             self._reader.close()
 
     def __enter__(self) -> Any:
@@ -55,6 +56,7 @@ class _Stream:
 
     def _take(self) -> bool:
         """Take what the log has; False: nothing yet."""
+        self._task._refuse_foreign()
         self._rung = False
         records = self._reader.take()
         if not records:

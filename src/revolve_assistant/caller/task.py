@@ -21,6 +21,7 @@ from ..event import Progress
 from ..pool.pump import Timer
 from ..pool.reports import (
     REPORT_CANCELLED,
+    REPORT_ELSEWHERE,
     REPORT_EVENTS,
     REPORT_FAILED,
     REPORT_LOST,
@@ -31,6 +32,7 @@ from ..pool.reports import (
     REPORT_SUCCEEDED,
     REPORT_WANT,
 )
+from ..pool.reports import decode as decode_record
 from .ending import _ending
 from .hearing import Hearing
 from .listeners import Listener
@@ -94,6 +96,8 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
         """`pending`, `running`, `succeeded`, `failed`, `cancelled` or `lost`."""
         if self._end is not None:
             return self._end[0]  # type: ignore[return-value]
+        if self._foreign:
+            return "lost"
         return "running" if self.running() else "pending"
 
     @property
@@ -122,6 +126,7 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
         """
         if self._end is not None:
             return False
+        self._refuse_foreign()
         return self._client._cancel(self)
 
     def result(self, timeout: float | None = None) -> T:
@@ -157,6 +162,7 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
 
     def add_done_callback(self, fn: Callable[[Task[T]], Any]) -> None:
         """Call `fn(task)` once the task has ended and its end's listeners have run, on the dispatcher."""
+        self._refuse_foreign()
         with _ending:
             if not self.done():
                 if self._callbacks is None:
@@ -221,6 +227,7 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
         from ..wire.values import pack_args
 
         check_name(name)
+        self._refuse_foreign()
         return self._client._send(self, name, pack_args(args))
 
     def add_listener(self, name: str, fn: Callable[..., Any], *, priority: int = 0) -> None:
@@ -315,6 +322,8 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
             self._attempt_failed("failed", None)
         elif kind == REPORT_RAISED:
             self._attempt_failed("failed", report[2])
+        elif kind == REPORT_ELSEWHERE:  # nobody reads it there: it comes as any other
+            self._take_events([decode_record(report[3])], len(report[3]))
         elif kind == REPORT_LOST:
             self._attempt_failed("lost", report[2])
 

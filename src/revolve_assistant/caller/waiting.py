@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
+from ..pool.threads import OurThread
+
 Register = Callable[[Callable[[], None]], Callable[[], None]]
 """Takes a wake-up to call once from any thread (perhaps at once), returns how to take it back."""
 
@@ -61,6 +63,36 @@ async def wait_async(register: Register) -> None:
         await future
     finally:
         forget()
+
+
+async def aside(call: Callable[[], None]) -> None:
+    """Run `call()` in a thread and wait for it; the thread goes on when this is cancelled (in trio it is not).
+
+    A thread of our own: the pools of asyncio and trio keep theirs, and fork:// would then refuse to fork.
+    """
+    done: list[bool] = []
+    wakes: list[Callable[[], None]] = []
+
+    def run() -> None:
+        try:
+            call()
+        finally:
+            done.append(True)
+            for wake in tuple(wakes):
+                wake()
+
+    def register(wake: Callable[[], None]) -> Callable[[], None]:
+        wakes.append(wake)
+        if done:
+            wake()
+        return lambda: None
+
+    OurThread(run, "revolve-aside").start()
+    if in_trio():
+        with sys.modules["trio"].CancelScope(shield=True):
+            await wait_async(register)
+    else:
+        await wait_async(register)
 
 
 def in_trio() -> bool:

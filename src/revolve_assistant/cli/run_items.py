@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from ..pool.threads import OurThread
+
 AHEAD_ITEMS = 10_000
 AHEAD_BYTES = 4 << 20
 
@@ -86,7 +88,7 @@ class Ahead:
 
     def start(self) -> None:
         """Begin to read; returns at once."""
-        threading.Thread(target=self._read, name="revolve-items", daemon=True).start()
+        OurThread(self._read, "revolve-items").start()
 
     def take(self) -> Item | None:
         """The next item, None when there is none at the moment. Never blocks."""

@@ -16,7 +16,7 @@ from ..running.body import run_async
 from ..running.running import Running
 from .child import READ, Child, frames
 from .function import Function, again
-from .reports import FUNCTION, STARTED, STOP, TASK
+from .reports import DROP, FUNCTION, STARTED, STOP, TASK
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -74,9 +74,13 @@ class AsyncChild(Child):
                 kind = message[0]
                 if kind == TASK:
                     self.newest = message[1]
-                    self.running[message[1]] = loop.create_task(self._task(message))
+                    # the callable is taken now: it may be dropped before the task begins
+                    function = self.functions[message[3]]
+                    self.running[message[1]] = loop.create_task(self._task(message, function))
                 elif kind == FUNCTION:
                     self.functions[message[1]] = Function(*message[2:])
+                elif kind == DROP:
+                    self.functions.pop(message[1], None)
                 elif kind == STOP:
                     done.set()
 
@@ -103,15 +107,14 @@ class AsyncChild(Child):
             if stream is not None:
                 stream.write(str(args[-1]))
 
-    async def _task(self, message: list[Any]) -> None:
-        _, seq, id, key, payload, attempt, extras = message
+    async def _task(self, message: list[Any], function: Function) -> None:
+        _, seq, id, _, payload, attempt, extras = message
         running = Running(self, seq, id, attempt)
         self.register(seq, running)
         api.in_context.set(running)
         started = monotonic_ns()
         self.put(_encode((STARTED, seq, started)), True)
         self.outbox.flush()  # the clocks of time-outs start with it
-        function = self.functions[key]
         if extras is not None and extras.get("capture"):
             self._begin_capture(seq)
         fn = args = kwargs = None

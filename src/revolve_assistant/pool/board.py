@@ -11,6 +11,7 @@
     STOP_AT   parent    index of the first item of the running chunk that the child leaves alone
     FLAG      parent    sequence number of the task asked to stop
     RAISE     parent    sequence number of the task in which a SIGINT raises CancelSignal
+    PID       child     its process id, where it was forked: it looks like its parent to others
 
 Why shared memory: what the child has put here survives its death, and the supervisor reads it although the child
 holds its interpreter lock in C code. So a finished task's result is never lost with the next one's crash, and no
@@ -38,6 +39,7 @@ FLAG: Final = 7
 RAISE: Final = 8
 ENDED: Final = 9
 STOP_AT: Final = 10
+PID: Final = 11
 
 WORDS: Final = 64
 TASK_ID: Final = WORDS * 8  # the running task's id, text, for `revolve stack`

@@ -29,11 +29,13 @@ from ..running.body import run
 from ..running.outbox import Outbox
 from ..running.running import ATOMS, Message, Running
 from . import board as at
+from . import copies
 from .function import Function, again
 from .reports import (
     BUFFERS,
     CANCELLED,
     CREDIT,
+    DROP,
     ERROR,
     FORGET,
     FUNCTION,
@@ -54,6 +56,7 @@ from .reports import (
 )
 from .shared import keep_freed_memory, map_buffers, send_buffers
 
+_signal = sys.modules["_signal"]  # what signal.py wraps into enumerations, at ten times the cost
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 _length = struct.Struct("<I")
@@ -123,6 +126,8 @@ class Child:
         self.control_lock = allocate_lock()
         self.meeting = allocate_lock()  # guards `early` against `runnings`
         self.pending = bytearray()  # read from the task socket, not yet whole
+        self.control_pending = bytearray()
+        self.fds: list[int] = []  # came on the control socket, their messages have not yet
         self.waiting: deque[Any] = deque()  # messages not yet heeded
 
     def stopping(self, running: Running) -> bool:
@@ -130,27 +135,34 @@ class Child:
 
     # --- the control thread
 
-    def listen(self) -> None:
+    def begin_listening(self) -> None:
+        from .threads import serving
+
+        serving.add(start_new_thread(self._listen, ()))
+
+    def _listen(self) -> None:
         """Read the control socket until the supervisor is gone, then take the whole process group along."""
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        pending = bytearray()
-        fds: list[int] = []
-        room = CMSG_SPACE(64 * 4)
-        while True:
-            try:
-                data, ancillary, _, _ = self.control.recvmsg(READ, room)
-            except OSError:
-                data = b""
-            if not data:
-                break
-            for level, kind, raw in ancillary:
-                if level == SOL_SOCKET and kind == SCM_RIGHTS:
-                    fds += memoryview(raw[: len(raw) // 4 * 4]).cast("i").tolist()
-            pending += data
-            for message in frames(pending):
-                self._heed(message, fds)
+        while self.hear_control():
+            pass
         os.killpg(0, signal.SIGKILL)
+
+    def hear_control(self) -> bool:
+        """Wait for something on the control socket and heed it. False: it is closed."""
+        try:
+            data, ancillary, _, _ = self.control.recvmsg(READ, CMSG_SPACE(64 * 4))
+        except OSError:
+            return False
+        if not data:
+            return False
+        for level, kind, raw in ancillary:
+            if level == SOL_SOCKET and kind == SCM_RIGHTS:
+                self.fds += memoryview(raw[: len(raw) // 4 * 4]).cast("i").tolist()
+        self.control_pending += data
+        for message in frames(self.control_pending):
+            self._heed(message, self.fds)
+        return True
 
     def _heed(self, message: list[Any], fds: list[int]) -> None:
         kind = message[0]
@@ -174,9 +186,11 @@ class Child:
             return
         running = self.runnings.get(message[1])
         if kind == SEND:
-            from ..wire.values import unpack_args
+            from ..wire.values import unpack_message
 
-            said = Message(message[2], unpack_args(message[3]))
+            said = unpack_message(message[2], message[3])
+            if said is None:
+                return
             with self.meeting:  # of this thread and the one that begins the task
                 running = self.runnings.get(message[1])
                 if running is None and self.expected(message[1]):
@@ -192,10 +206,8 @@ class Child:
                 self.interrupt(message[1])
 
     def _arrived(self) -> None:
-        try:
+        if self.arrived.locked():  # this thread alone releases it
             self.arrived.release()
-        except RuntimeError:
-            pass
 
     def expected(self, seq: int) -> bool:
         """Whether a task may still begin, or has begun and not ended."""
@@ -229,9 +241,7 @@ class Child:
     # --- results
 
     def arguments(self, seq: int, payload: bytes, extras: dict[str, Any] | None) -> Any:
-        if extras is None:
-            return loads(payload)
-        if "buffers" not in extras:
+        if extras is None or "buffers" not in extras:
             return loads(payload)
         buffers = self.take_buffers(seq)
         return loads(payload or buffers.pop(0), buffers=buffers)
@@ -273,6 +283,9 @@ class Child:
         sys.path[:] = config["path"]
         sys.argv[:] = config["argv"]
         try:
+            while not self.shared.issuperset(config["shares"]):
+                if not self.hear_control():
+                    return False
             if config["initializer"] is not None:
                 initializer, initargs = loads(config["initializer"])
                 context = initializer(*initargs)
@@ -303,7 +316,7 @@ class PlainChild(Child):
         self.interrupted = False
         self.deferred = False
         self.main_thread = get_ident()
-        signal.signal(signal.SIGINT, self._on_sigint)
+        _signal.signal(signal.SIGINT, self._on_sigint)
         sys.unraisablehook = self._unraisable
 
     def _unraisable(self, what: Any) -> None:
@@ -336,11 +349,15 @@ class PlainChild(Child):
 
     def _insist(self, seq: int) -> None:
         """Signal the main thread again while it was in the middle of our own code when the signal came."""
+        from .threads import serving
+
+        serving.add(get_ident())
         while self.words[at.ENDED] < seq:
             sleep(0.005)
             if self.deferred:
                 self.deferred = False
                 signal.pthread_kill(self.main_thread, signal.SIGINT)
+        serving.discard(get_ident())
 
     def serve(self) -> None:
         pending, waiting = self.pending, self.waiting
@@ -359,6 +376,8 @@ class PlainChild(Child):
                     outbox.settle(monotonic_ns())
                 elif kind == FUNCTION:
                     self.functions[message[1]] = Function(*message[2:])
+                elif kind == DROP:
+                    self.functions.pop(message[1], None)
                 elif kind == STOP:
                     return
             outbox.flush()
@@ -426,8 +445,8 @@ class PlainChild(Child):
                     value = run(running, function.kind, fn, args, kwargs)
             finally:
                 self.inside = False
-            if _copy:
-                _end_copy(False)
+            if copies.here:
+                copies.end(False)
             if running._noticed:
                 self.cancelled(seq, started, "flag")
             else:
@@ -435,8 +454,8 @@ class PlainChild(Child):
         except CancelSignal:
             self.cancelled(seq, started, "exception" if self.interrupted or self.deferred else "flag")
         except BaseException as error:
-            if _copy:
-                _end_copy(True)
+            if copies.here:
+                copies.end(True)
             self.error(seq, started, error, again(function, extras, attempt, error))
         finally:
             fn = args = kwargs = value = None
@@ -468,16 +487,16 @@ class PlainChild(Child):
                     self.inside = True
                     args = item if whole else loads(item)
                     value = fn(*args) if plain else run(running, function.kind, fn, args, {})
-                    if _copy:
-                        _end_copy(False)
+                    if copies.here:
+                        copies.end(False)
                     record = plain_record((ITEM_PLAIN, seq, index, value), value)
                     if record is None:
                         record = _encode((ITEM_RESULT, seq, index, in_band(value)))
                     self.inside = False
                 except BaseException as error:
                     self.inside = False
-                    if _copy:
-                        _end_copy(True)
+                    if copies.here:
+                        copies.end(True)
                     from ..wire.remote import pack_error
 
                     if isinstance(error, CancelSignal):
@@ -502,16 +521,12 @@ def main(tasks_fd: int, control_fd: int, board_fd: int, life_fd: int) -> None:
         os.set_inheritable(fd, False)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])  # what the caller blocks or ignores is the caller's affair
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _bind_life(life_fd)
-    import faulthandler
-
-    faulthandler.enable(board_fd, all_threads=False)
-    if hasattr(faulthandler, "register"):
-        faulthandler.register(signal.SIGUSR1, board_fd, all_threads=True)
+    bind_life(life_fd)
+    write_stacks(board_fd)
     tasks = socket(fileno=tasks_fd)
     control = socket(fileno=control_fd)
     board = at.Board(board_fd)
-    os.register_at_fork(after_in_child=_forked)
+    copies.notice()
     pending = bytearray()
     messages: list[Any] = []
     while not messages:
@@ -538,33 +553,21 @@ def main(tasks_fd: int, control_fd: int, board_fd: int, life_fd: int) -> None:
     # costs the first task nothing.
     import threading  # noqa: F401
 
-    start_new_thread(child.listen, ())
+    child.begin_listening()
     child.serve()
     child.leave()
 
 
-_copy = False  # this process was forked by a callable
+def write_stacks(board_fd: int) -> None:
+    """At a crash, and on SIGUSR1, the stacks go behind the board."""
+    import faulthandler
+
+    faulthandler.enable(board_fd, all_threads=False)
+    if hasattr(faulthandler, "register"):
+        faulthandler.register(signal.SIGUSR1, board_fd, all_threads=True)
 
 
-def _forked() -> None:
-    """A process that the callable forked shares our board and sockets: it must not speak through them."""
-    global _copy  # noqa: PLW0603 - a fact of this process
-    _copy = True
-    api.in_process = None
-
-
-def _end_copy(failed: bool) -> None:
-    """A callable that forked has returned in the copy too: that ends here, as a program would."""
-    try:
-        if failed:
-            sys.excepthook(*sys.exc_info())
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(1 if failed else 0)
-
-
-def _bind_life(fd: int) -> None:
+def bind_life(fd: int) -> None:
     """Die with the supervisor, by the kernel's hand where it has F_SETSIG (Linux); else the control thread sees it."""
     import fcntl
 

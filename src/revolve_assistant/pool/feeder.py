@@ -14,25 +14,30 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..wire.share import handles
+from ..errors import Unreachable
 from .child import LARGE
-from .jobs import SENT, WAITING, Job, Lanes
+from .jobs import ENDED, SENT, WAITING, Job, Lanes
 from .process import ChildProcess
 from .pump import READ, WRITE
-from .reports import BUFFERS, FORGET, FUNCTION, SEND, SHARE, TASK
+from .reports import BUFFERS, DROP, FORGET, FUNCTION, REPORT_RAISED, SEND, SHARE, TASK
 from .shared import write_buffers
 
 if TYPE_CHECKING:
+    from ..wire.carry import Function, Work
     from ..wire.share import Share
     from .supervisor import Supervisor
 
 AHEAD = 0.005  # seconds of expected work given to a child in advance
 MAX_AHEAD = 2048  # tasks
+MAX_FUNCTIONS = 4096  # callables that a child keeps, and
+MAX_FUNCTION_BYTES = 16 << 20  # their bytes: what was sent first goes first, and is sent again when it is used again
 PLAIN = ("plain", "generator")  # kinds that run one at a time, in children of their own
 
 
 class Feeder:
     """Part of the supervisor; works under its lock, but for `inbox`."""
+
+    plain: tuple[str, ...] = PLAIN
 
     def __init__(self, supervisor: Supervisor) -> None:
         self.supervisor = supervisor
@@ -48,7 +53,7 @@ class Feeder:
 
     def drop(self, job: Job) -> None:
         """The job ended while it waited."""
-        self.lanes["plain" if job.parcel.work.function.kind in PLAIN else "async"].drop(job)
+        self.lanes["plain" if job.parcel.work.function.kind in self.plain else "async"].drop(job)
 
     def take_in(self) -> None:
         """Sort what was submitted into the lanes; give to idle children what they can have at once."""
@@ -57,13 +62,15 @@ class Feeder:
         while inbox:
             job = inbox[0]
             kind = job.parcel.work.function.kind
-            if kind in PLAIN and job.child is not None:
+            if kind in self.plain and (job.child is not None or job.state == ENDED):
                 inbox.popleft()  # given a moment ago, by a thread that a signal interrupted right here
-            elif kind in PLAIN:
+            elif kind in self.plain:
                 if self.idle and not self.lanes["plain"].count and not self.supervisor.closing:
-                    self.give(self.idle[-1], [job])
+                    child = self.idle[-1]
+                    self.give(child, [job])
                     inbox.popleft()
-                    self.idle.pop()
+                    if child.jobs:
+                        self.idle.pop()
                 else:
                     inbox.popleft()
                     self.lanes["plain"].push(job)
@@ -82,15 +89,7 @@ class Feeder:
             work = parcel.work
             function = work.function
             key = function.key
-            if key not in child.functions:
-                child.functions.add(key)
-                messages.append((FUNCTION, key, function.name, function.kind, function.body))
-            child.given = seq = child.given + 1
-            job.seq = seq
-            job.child = child
-            job.state = SENT
-            child.jobs[seq] = job
-            child.cost += self.durations.get(key, AHEAD)
+            job.seq = seq = child.given + 1
             extras = None
             payload = work.payload
             if (
@@ -101,13 +100,44 @@ class Feeder:
                 or job.messages
                 or len(payload) >= LARGE
             ):
-                payload, extras = self._extras(child, job)
+                try:
+                    payload, extras = self._extras(child, job)
+                except OSError as error:  # no memory, no descriptors: it fails of it, the others do not
+                    problem = Unreachable(f"cannot hand {job.name} to a child process: {error}")
+                    self.supervisor.end(job, (parcel, REPORT_RAISED, problem))
+                    continue
+            if key not in child.functions:
+                self._give_function(child, function, work, messages)
+            child.given = seq
+            job.child = child
+            job.state = SENT
+            child.jobs[seq] = job
+            child.cost += self.durations.get(key, AHEAD)
             messages.append((TASK, seq, parcel.id, key, payload, parcel.attempt, extras))
-        if not child.write(messages):
-            self.supervisor.pump.change(child.tasks.fileno(), READ | WRITE)
+        if not messages:
+            return
+        self._write(child, messages)
         if child.check is None:
             self.supervisor.watch.look_at(child)
         self.supervisor.watch.keep_ticking()
+
+    def _write(self, child: ChildProcess, messages: list[Any]) -> None:
+        if not child.write(messages):
+            self.supervisor.pump.change(child.tasks.fileno(), READ | WRITE)
+
+    def _give_function(self, child: ChildProcess, function: Function, work: Work, messages: list[Any]) -> None:
+        """Have the child receive a callable before the task that uses it; old ones make room for it."""
+        known, size = child.functions, len(function.body)
+        known[function.key] = size
+        child.function_bytes += size
+        messages.append((FUNCTION, function.key, function.name, function.kind, function.body))
+        for share in work.shares:
+            if share.key.encode() in function.body:
+                child.holders.setdefault(share.key, []).append(function.key)
+        while len(known) > 1 and (child.function_bytes > MAX_FUNCTION_BYTES or len(known) > MAX_FUNCTIONS):
+            oldest = next(iter(known))
+            child.function_bytes -= known.pop(oldest)
+            messages.insert(-1, (DROP, oldest))
 
     def _extras(self, child: ChildProcess, job: Job) -> tuple[bytes, dict[str, Any] | None]:
         """The rarer parts of a task: shared memory, shares, options, messages that came before it."""
@@ -115,7 +145,7 @@ class Feeder:
         extras: dict[str, Any] = {}
         payload: bytes = work.payload
         if work.shares:
-            extras["shares"] = [key for share in work.shares for key in self._give_share(child, share)]
+            extras["shares"] = self.give_shares(child, work.shares)
         buffers = list(work.buffers or ())
         if len(payload) >= LARGE:
             buffers.insert(0, payload)
@@ -138,15 +168,17 @@ class Feeder:
             self.supervisor.tell(child, (SEND, job.seq, name, packed))
         return payload, extras or None
 
-    def _give_share(self, child: ChildProcess, share: Share[Any]) -> list[str]:
-        """Have the child receive the object and those inside it, once; returns their keys."""
-        fd, data, sizes = self._share(share)
-        keys = [share.key]
-        for inner in handles(share.inner):
-            keys += self._give_share(child, inner)
-        if share.key not in child.shares:
-            child.shares.add(share.key)
-            self.supervisor.tell(child, (SHARE, share.key, data, sizes), os.dup(fd) if fd >= 0 else -1)
+    def give_shares(self, child: ChildProcess, shares: Sequence[Share[Any]]) -> list[str]:
+        """Have the child receive the objects and those inside them, once; returns all their keys."""
+        keys: list[str] = []
+        for share in shares:
+            for each in share.family():
+                keys.append(each.key)
+                if each.key not in child.shares:
+                    fd, data, sizes = self._share(each)
+                    mine = os.dup(fd) if fd >= 0 else -1
+                    child.shares.add(each.key)
+                    self.supervisor.tell(child, (SHARE, each.key, data, sizes), mine)
         return keys
 
     def _share(self, share: Share[Any]) -> tuple[int, bytes, list[int]]:
@@ -170,6 +202,11 @@ class Feeder:
                 if key in child.shares:
                     child.shares.discard(key)
                     supervisor.tell(child, (FORGET, key))
+                held = [each for each in child.holders.pop(key, ()) if each in child.functions]
+                if held and not child.dead:  # they hold the object as well
+                    for each in held:
+                        child.function_bytes -= child.functions.pop(each)
+                    self._write(child, [(DROP, each) for each in held])
 
     def refill(self, child: ChildProcess) -> None:
         """Feed a plain child as far ahead as measured durations allow."""
@@ -259,7 +296,7 @@ class Feeder:
             job.state, job.child, job.seq = WAITING, None, 0
             if job.reason:
                 self.supervisor.end(job, self.supervisor.ladder.ended(job, "unstarted"))
-            elif job.parcel.work.function.kind in PLAIN:
+            elif job.parcel.work.function.kind in self.plain:
                 plain.append(job)
             else:
                 self.lanes["async"].push(job)

@@ -26,16 +26,25 @@ DEADLINES = (0.5, 5.0, 2.0)  # seconds after which the next rung is tried
 ALONE = 30.0  # seconds that the other coroutines of a child have to end before it is killed for one of them
 
 
+def check_deadlines(deadlines: Sequence[float] | None) -> tuple[float, ...]:
+    """The seconds after which each next rung is tried; None takes ours. Raises `UsageError`."""
+    if deadlines is None:
+        return DEADLINES
+    if (
+        not isinstance(deadlines, (tuple, list))
+        or len(deadlines) != 3
+        or not all(isinstance(d, (int, float)) and d >= 0 for d in deadlines)
+    ):
+        raise UsageError("ladder must be three numbers of seconds: until the exception, SIGTERM and SIGKILL")
+    return tuple(deadlines)
+
+
 class Ladder:
     """Part of the supervisor; works under its lock."""
 
-    def __init__(self, supervisor: Supervisor, deadlines: Sequence[float] | None = None) -> None:
+    def __init__(self, supervisor: Supervisor, deadlines: Sequence[float] = DEADLINES) -> None:
         self.supervisor = supervisor
-        if deadlines is not None and not isinstance(deadlines, (tuple, list)):
-            deadlines = ()
-        self.deadlines = tuple(deadlines) if deadlines is not None else DEADLINES
-        if len(self.deadlines) != 3 or not all(isinstance(d, (int, float)) and d >= 0 for d in self.deadlines):
-            raise UsageError("ladder must be three numbers of seconds: until the exception, SIGTERM and SIGKILL")
+        self.deadlines = deadlines
 
     # --- clocks of a running task
 
@@ -82,6 +91,7 @@ class Ladder:
             supervisor.feeder.drop(job)
             job.state = WAITING
             supervisor.end(job, self.ended(job, "unstarted"))
+            job.parcel.work = None  # it may stay in its lane for long; its arguments need not
             return
         if child.kind == "plain":
             if len(child.jobs) > 1 or child.words[at.RUNNING] < job.seq:

@@ -20,13 +20,15 @@ from ..engine import Engine, EngineState, Parcel, Sink
 from ..errors import CancelSignal, TaskLost, TaskStalled, TaskTimeout
 from ..running import api
 from ..running.body import run, run_async
-from ..running.running import Message, Running
+from ..running.running import Running
 from ..wire.share import unshare
-from ..wire.values import unpack_args
+from ..wire.values import unpack_message
 from .jobs import WAITING
 from .pump import Pump
 from .reports import (
+    ELSEWHERE,
     REPORT_CANCELLED,
+    REPORT_ELSEWHERE,
     REPORT_EVENTS,
     REPORT_LOST,
     REPORT_RAISED,
@@ -35,12 +37,15 @@ from .reports import (
     REPORT_WANT,
     WANT,
 )
+from .threads import at_work
 
 _decode = msgspec.msgpack.Decoder().decode
 
 
-def entered(value: Any) -> Any:
-    """What an initializer returned, entered if it is a context manager, else None."""
+def entered(initializer: Callable[..., Any], initargs: tuple[Any, ...]) -> Any:
+    """Run an initializer; what it returned, entered if it is a context manager, else None."""
+    args, _ = unshare(initargs, {})
+    value = initializer(*args)
     if hasattr(value, "__enter__") and hasattr(value, "__exit__"):
         value.__enter__()
         return value
@@ -91,6 +96,9 @@ class LiveJob:
             self.sink.deliver([(self.parcel, REPORT_WANT)])
             return
         self.heard = monotonic()
+        if found[0] == ELSEWHERE:
+            self.sink.deliver([(self.parcel, REPORT_ELSEWHERE, found[2], found[3])])
+            return
         self.last_event = found[2]
         self.sink.deliver([(self.parcel, REPORT_EVENTS, [found], len(record))])
 
@@ -110,10 +118,14 @@ class LiveEngine(Engine):
     worker = "thread"
 
     def __init__(self) -> None:
+        self.closing = False
+        self.begin()
+
+    def begin(self) -> None:
+        """The state of an engine that has nothing to do yet, in a process of its own."""
         self.lock = threading.RLock()
         self.pump = Pump("revolve-clock")
         self.jobs: dict[str, LiveJob] = {}
-        self.closing = False
 
     def open(self) -> None:
         pass
@@ -135,6 +147,7 @@ class LiveEngine(Engine):
                 return False
             if not job.started and self.drop(job):
                 self.end(job, (job.parcel, REPORT_CANCELLED, "unstarted"))
+                job.parcel.work = None  # it may stay in its lane for long; its arguments need not
             else:
                 job.flag()
         return True
@@ -168,7 +181,9 @@ class LiveEngine(Engine):
                 return True
         token = api.in_context.set(running)  # a handler's emit is the task's
         try:
-            running.put_message(Message(name, unpack_args(packed)))
+            message = unpack_message(name, packed)
+            if message is not None:
+                running.put_message(message)
         finally:
             api.in_context.reset(token)
         return True
@@ -210,11 +225,15 @@ class LiveEngine(Engine):
             if job.ended:
                 return
             for name, packed in job.messages:
-                running.put_message(Message(name, unpack_args(packed)))
+                message = unpack_message(name, packed)
+                if message is not None:
+                    running.put_message(message)
             job.messages = []
             job.running = running
             job.started = job.heard = monotonic()
-            job.thread = threading.get_ident()
+            job.thread = thread = threading.get_ident()
+        outer = at_work.get(thread)
+        at_work[thread] = work.function.name
         job.sink.deliver([(parcel, REPORT_STARTED, f"{self.worker}:{threading.current_thread().name}", time())])
         self._mind(job)
         token = api.in_context.set(running)
@@ -238,6 +257,10 @@ class LiveEngine(Engine):
         finally:
             api.in_context.reset(token)
             job.thread = None
+            if outer is None:
+                at_work.pop(thread, None)
+            else:
+                at_work[thread] = outer
         self.end(job, report)
 
     def _call(self, running: Running, parcel: Parcel, work: Any) -> Any:
@@ -301,9 +324,10 @@ class LiveEngine(Engine):
             self._overdue(job, TaskStalled(f"{job.parcel.work.function.name} sent no event for stall={stall:g} s"))
 
     def after_fork(self) -> None:
-        """In a forked child: nothing of the parent's is used here."""
-        self.closing = True
+        """In a forked child: what runs is the parent's; here everything starts afresh."""
+        self._inherited = vars(self).copy()  # not freed: that would touch, and so copy, what is shared with the parent
         self.pump.after_fork()
+        self.begin()
 
     def close(self) -> None:
         with self.lock:

@@ -1,4 +1,9 @@
-"""One child as its supervisor sees it: how it is started, spoken to, heard and buried."""
+"""One child as its supervisor sees it: how it is started, spoken to, heard and buried.
+
+start ──▶ ChildProcess(kind, begin): board, two sockets, life line; `begin` makes the process that has their ends
+               begin = exec     a fresh interpreter (`start_child`)
+               begin = fork     a copy of this process (`fork.py`)
+"""
 
 from __future__ import annotations
 
@@ -11,18 +16,17 @@ import socket
 import struct
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from time import sleep
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
 from . import board as at
 from .shared import frame, keep_freed_memory
+from .threads import making
 
 if TYPE_CHECKING:
-    import subprocess
-
     from .jobs import Job
 
 _length = struct.Struct("<I")
@@ -43,12 +47,54 @@ POOL_SIZES = (
 )
 
 
-def child_environment(threads: int) -> dict[str, str]:
-    """The caller's environment, with inner thread pools limited to `threads` where it does not say itself."""
-    environment = dict(os.environ)
+def child_environment(threads: int, withheld: Collection[str] = ()) -> dict[str, str]:
+    """The caller's environment without what is withheld; inner thread pools are limited to `threads` unless it says."""
+    environment = {name: value for name, value in os.environ.items() if name not in withheld}
     for name in POOL_SIZES:
         environment.setdefault(name, str(threads))
     return environment
+
+
+class Ends(NamedTuple):
+    """What the child itself holds; closed in this process once it has been started."""
+
+    tasks: socket.socket
+    control: socket.socket
+    life: int  # read end of a pipe that only the supervisor can write to
+
+
+class Process(Protocol):
+    """A process that was started, as `subprocess.Popen` is one. `returncode` is None until it was waited for."""
+
+    pid: int
+    returncode: Any
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
+def start_child(kind: str, environment: Mapping[str, str], config: Mapping[str, Any]) -> ChildProcess:
+    """A fresh interpreter that becomes a child. Raises `OSError`."""
+    import subprocess
+
+    def begin(child: ChildProcess, ends: Ends) -> Process:
+        fds = [ends.tasks.fileno(), ends.control.fileno(), child.board_fd, ends.life]
+        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        path = [root, *(str(each) for each in sys.path if each)]  # all of it: it may have been made at run time
+        code = (
+            f"import sys; sys.path[:] = {path!r}; from revolve_assistant.pool.child import main; "
+            f"main({fds[0]}, {fds[1]}, {fds[2]}, {fds[3]})"
+        )
+        return subprocess.Popen(
+            [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", code],  # type: ignore[attr-defined]
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            pass_fds=fds,
+            start_new_session=True,
+        )
+
+    child = ChildProcess(kind, begin, memoryview(bytearray(READ)))
+    child.write([dict(config)])
+    return child
 
 
 class ChildProcess:
@@ -65,10 +111,13 @@ class ChildProcess:
         "control_out",
         "cost",
         "dead",
+        "farewell",
         "frames",
+        "function_bytes",
         "functions",
         "given",
         "heard",
+        "holders",
         "incoming",
         "jobs",
         "kind",
@@ -92,14 +141,15 @@ class ChildProcess:
         "words",
     )
 
-    def __init__(self, kind: str, environment: Mapping[str, str], config: Mapping[str, Any]) -> None:
-        import subprocess
-
+    def __init__(self, kind: str, begin: Callable[[ChildProcess, Ends], Process], buffer: memoryview) -> None:
+        """`begin` makes the process; `buffer` (of READ bytes) may be shared by children of one supervisor."""
         self.kind = kind  # "plain" or "async"
         self.jobs: dict[int, Job] = {}  # by sequence number, in the order sent
         self.given = 0  # tasks sent so far: the last sequence number
         self.cost = 0.0  # seconds that the outstanding ones are expected to take
-        self.functions: set[int] = set()  # keys of the callables it has
+        self.functions: dict[int, int] = {}  # keys of the callables it has -> bytes, oldest first
+        self.function_bytes = 0
+        self.holders: dict[str, list[int]] = {}  # key of a shared object -> of the callables that hold it
         self.shares: set[str] = set()
         self.ready = False
         self.blocked = False  # a long task runs: nothing is queued behind it
@@ -113,56 +163,50 @@ class ChildProcess:
         self.peeked = 0  # records of the next frame that were read ahead, from the board
         self.check: Any = None  # the timer of the next look at the board
         self.stopped_ticks = 0
+        self.farewell: Any = None  # the timer that kills it if it does not end when it should
         self.out: deque[memoryview] = deque()
         self.control_out: deque[tuple[bytes, int]] = deque()
-        self.buffer = memoryview(bytearray(READ))
+        self.buffer = buffer
         self.incoming = bytearray()  # of a frame that is not whole yet
         self.control_in = bytearray()
         self.received_fds: list[int] = []
         self.received: dict[int, Any] = {}
 
-        self.board_fd = at.create()
-        self.board = at.Board(self.board_fd)
-        self.words = self.board.words
-        self.words[at.LOW] = at.NEVER
-        self.words[at.STOP_AT] = at.NEVER
+        with making:  # a fork that came in between would hold ends of ours that nobody there could close
+            self._start(begin)
+
+    def _start(self, begin: Callable[[ChildProcess, Ends], Process]) -> None:
         import fcntl
 
-        fcntl.fcntl(self.board_fd, fcntl.F_SETFL, fcntl.fcntl(self.board_fd, fcntl.F_GETFL) | os.O_APPEND)
-        self.tasks, tasks = socket.socketpair()
-        self.control, control = socket.socketpair()
-        life, self.life = os.pipe()
-        try:
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:  # closed if we run out of descriptors
+            self.board_fd = at.create()
+            ours.callback(os.close, self.board_fd)
+            self.board = at.Board(self.board_fd)
+            ours.callback(self.board.close)
+            self.words = self.board.words
+            self.words[at.LOW] = at.NEVER
+            self.words[at.STOP_AT] = at.NEVER
+            fcntl.fcntl(self.board_fd, fcntl.F_SETFL, fcntl.fcntl(self.board_fd, fcntl.F_GETFL) | os.O_APPEND)
+            self.tasks, tasks = socket.socketpair()
+            ours.callback(self.tasks.close)
+            theirs.callback(tasks.close)
+            self.control, control = socket.socketpair()
+            ours.callback(self.control.close)
+            theirs.callback(control.close)
+            life, self.life = os.pipe()
+            ours.callback(os.close, self.life)
+            theirs.callback(os.close, life)
             with contextlib.suppress(OSError):
                 self.tasks.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
                 tasks.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-            fds = [tasks.fileno(), control.fileno(), self.board_fd, life]
-            root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-            path = [root, *(str(each) for each in sys.path if each)]  # all of it: it may have been made at run time
-            code = (
-                f"import sys; sys.path[:] = {path!r}; from revolve_assistant.pool.child import main; "
-                f"main({fds[0]}, {fds[1]}, {fds[2]}, {fds[3]})"
-            )
-            self.popen: subprocess.Popen[bytes] = subprocess.Popen(
-                [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", code],  # type: ignore[attr-defined]
-                stdin=subprocess.DEVNULL,
-                env=environment,
-                pass_fds=fds,
-                start_new_session=True,
-            )
-        except BaseException:
-            self.close()
-            raise
-        finally:
-            tasks.close()
-            control.close()
-            os.close(life)
-        self.pid = self.popen.pid
+            self.popen = begin(self, Ends(tasks, control, life))
+            self.pid = self.popen.pid
+            ours.callback(self.reap)
+            self.pidfd = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else -1
+            ours.pop_all()
         self.name = f"{os.uname().nodename}:{self.pid}"
-        self.pidfd = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else -1
         self.tasks.setblocking(False)
         self.control.setblocking(False)
-        self.write([dict(config)])
 
     # --- speaking
 
@@ -351,7 +395,10 @@ class ChildProcess:
         """Signal the child and all it started. Only before it is reaped: until then its number is nobody else's."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if self.popen.returncode is None:
-                os.killpg(self.pid, number)
+                try:
+                    os.killpg(self.pid, number)
+                except ProcessLookupError:  # forked a moment ago, it does not lead its group yet
+                    os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Kill it and all it started, if it is not dead yet."""
@@ -375,7 +422,7 @@ class ChildProcess:
         return True
 
     def reap(self) -> int:
-        """Kill what is left of the process group and collect the exit status."""
+        """Kill what is left of the process group and collect the exit status, as `Popen.returncode`."""
         self.signal_group(signal.SIGKILL)
         return self.popen.wait()
 
@@ -394,6 +441,6 @@ class ChildProcess:
                 os.close(fd)
         self.control_out.clear()
         self.received_fds.clear()
-        if getattr(self, "pidfd", -1) >= 0:
+        if self.pidfd >= 0:
             os.close(self.pidfd)
         self.board.close()

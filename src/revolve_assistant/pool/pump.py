@@ -22,6 +22,8 @@ from importlib import import_module
 from time import monotonic
 from typing import Any
 
+from .threads import OurThread
+
 Register = Callable[[Callable[[], None]], Callable[[], None]]
 log = logging.getLogger("revolve_assistant")
 _signal = import_module("_signal")  # what signal.py wraps into enumerations, at ten times the cost
@@ -74,7 +76,7 @@ class Pump:
         with self._lock:
             if self.thread is not None or self._stopped:
                 return
-            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            thread = OurThread(self._run, self._name)
             self._milliseconds = not hasattr(select, "epoll")
             self._read, self._write = os.pipe()
             try:
@@ -111,9 +113,9 @@ class Pump:
 
     def after_fork(self) -> None:
         """In a forked child: the thread is not here; close our copies of the descriptors."""
-        if self.thread is not None and not self._ended:
-            self._close()
         self._stopped = True
+        if self.thread is not None and not self._ended:
+            self._close_descriptors()
 
     # --- descriptors
 
@@ -176,7 +178,7 @@ class Pump:
             return False
         if threading.current_thread() is not threading.main_thread():
             return self._lead(me, ended, timeout, register, None)
-        shield = _Shield()
+        shield = Shield()
         shield.install()
         try:
             return self._lead(me, ended, timeout, register, shield)
@@ -189,7 +191,7 @@ class Pump:
         ended: Callable[[], bool],
         timeout: float | None,
         register: Register,
-        shield: _Shield | None,
+        shield: Shield | None,
     ) -> bool:
         with self._lock:
             if self._leader or self._stopped:
@@ -239,7 +241,7 @@ class Pump:
         with self._turn, self._lock:
             self._close()
 
-    def _round(self, deadline: float, shield: _Shield | None) -> None:
+    def _round(self, deadline: float, shield: Shield | None) -> None:
         with self._lock:
             timers = self._timers
             while timers and timers[0][2].call is None:
@@ -284,16 +286,19 @@ class Pump:
             log.exception("a call of the pump failed")
 
     def _close(self) -> None:
+        self._close_descriptors()
+        self._timers.clear()
+
+    def _close_descriptors(self) -> None:
         self._ended = True
         if not self._milliseconds:
             self._poller.close()
         os.close(self._read)
         os.close(self._write)
         self._read = self._write = -1
-        self._timers.clear()
 
 
-class _Shield:
+class Shield:
     """Holds back signal handlers of the main thread while it leads, but for the time it waits.
 
     A handler may raise at any byte code, as KeyboardInterrupt does; here that would lose what was half taken in.

@@ -14,7 +14,7 @@ import msgspec
 from ..errors import CancelSignal
 from ..running import api
 from ..running.body import run, run_async
-from ..running.running import Message, Running
+from ..running.running import Running
 from .child import frames
 from .reports import CANCELLED, CREDIT, ERROR, RESULT, SEND, STARTED, STOPPING
 
@@ -68,9 +68,11 @@ class Line:
                 elif message[0] == CREDIT:
                     running.grant()
                 elif message[0] == SEND:
-                    from ..wire.values import unpack_args
+                    from ..wire.values import unpack_message
 
-                    running.put_message(Message(message[2], unpack_args(message[3])))
+                    said = unpack_message(message[2], message[3])
+                    if said is not None:
+                        running.put_message(said)
 
     def close(self) -> None:
         sock = self._socket

@@ -13,10 +13,16 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
+decode = msgspec.msgpack.Decoder().decode
+"""A record or message from its bytes."""
+
 # messages down, on the task socket
 TASK: Final = 0  # (TASK, seq, id, function key, payload, attempt, extras or None)
 FUNCTION: Final = 1  # (FUNCTION, key, name, kind, body)
 STOP: Final = 2  # (STOP,)
+DROP: Final = 3  # (DROP, key): the callable is not used any more, or will be sent again
 
 # messages down, on the control socket
 SEND: Final = 0  # (SEND, seq, name, packed arguments)
@@ -43,6 +49,7 @@ ITEM_ERROR: Final = 22  # (ITEM_ERROR, seq, index, packed error)
 RETURNED: Final = 8  # (RETURNED, seq, duration ns, value)          an atom
 READY: Final = 10  # (READY,)
 SETUP_FAILED: Final = 11  # (SETUP_FAILED, packed error)
+ELSEWHERE: Final = 14  # (ELSEWHERE, seq, messenger's address, record)   an event for another messenger
 WANT: Final = 12  # (WANT, seq): tell me when the events before this were taken
 
 # reports to the sink: (parcel, kind, …)
@@ -57,4 +64,7 @@ REPORT_LOST: Final = 7  # (parcel, kind, TaskLost)
 REPORT_WANT: Final = 9  # (parcel, kind)
 REPORT_TRIMMED: Final = 10  # (parcel, kind, index): the items of the chunk from there on were taken back
 REPORT_RETRYING: Final = 11  # (parcel, kind, reason, delay): the attempt is over, who runs it tries again
+REPORT_ELSEWHERE: Final = 12  # (parcel, kind, messenger's address, record): an event for another messenger
 REPORT_ITEMS: Final = 8  # (parcel, kind, records)              as above, of consecutive items
+REPORT_ACCEPTED: Final = 12  # (parcel, kind): of a foreign call: a server has it
+REPORT_AWAY: Final = 13  # (parcel, kind, ProviderError): of a foreign call: no server answers, it waits

@@ -20,6 +20,7 @@ _LINE = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<name>.*)$
 _OURS = re.compile(
     r'^  File "[^"]*/revolve_assistant/(pool|running)/|^  File "<string>", line 1 in <module>|^Extension modules'
 )
+_FORKED = re.compile(r'^  File "[^"]*/revolve_assistant/pool/forked\.py", line \d+ in live$', re.M)  # below: the parent
 WAIT = 2.0  # seconds
 
 
@@ -69,14 +70,14 @@ def find(task_id: str) -> tuple[int, int] | None:
         try:
             with mmap.mmap(fd, at.OUTBOX, mmap.MAP_SHARED, mmap.PROT_READ) as page:
                 words = memoryview(page)[: at.WORDS * 8].cast("Q")
-                busy = words[at.RUNNING] != words[at.ENDED]
+                busy, forked = words[at.RUNNING] != words[at.ENDED], words[at.PID]
                 words.release()
                 id = page[at.TASK_ID : at.TASK_ID + at.TASK_ID_SIZE].split(b"\0")[0].decode("ascii", "replace")
         except (OSError, ValueError):
-            busy, id = False, ""
+            busy, forked, id = False, 0, ""
         pid = int(link.split("/")[2])
         # the supervisor holds the board too: the child is the one that leads its own session
-        if busy and id == task_id and os.getsid(pid) == pid and _is_child(pid):
+        if busy and id == task_id and (pid == forked if forked else os.getsid(pid) == pid and _is_child(pid)):
             return pid, fd
         os.close(fd)
     return None
@@ -94,7 +95,7 @@ def without_our_frames(text: str) -> str:
     """Leave out what this library's own code has on the stacks, and threads that are nothing else."""
     kept: list[str] = []
     for block in text.split("\n\n"):
-        lines = [line for line in block.splitlines() if not _OURS.search(line)]
+        lines = [line for line in _FORKED.split(block)[0].splitlines() if not _OURS.search(line)]
         if any(line.startswith("  File") for line in lines) or "File" not in block:
             kept.append("\n".join(lines))
     return "\n\n".join(kept)

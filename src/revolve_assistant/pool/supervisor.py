@@ -25,20 +25,22 @@ from ..engine import Engine, EngineState, Parcel, Sink
 from ..errors import TaskLost, Unreachable, UsageError
 from ..traits import Traits
 from . import board as at
-from .feeder import PLAIN, Feeder
-from .jobs import ENDED, SENT, Job
-from .ladder import Ladder
-from .process import ChildProcess, child_environment
+from .feeder import Feeder
+from .jobs import ENDED, SENT, WAITING, Job
+from .ladder import Ladder, check_deadlines
+from .process import ChildProcess, child_environment, start_child
 from .pump import READ, WRITE, Pump
 from .reports import (
     CANCELLED,
     CREDIT,
+    ELSEWHERE,
     ERROR,
     EVENT,
     ITEM_RESULT,
     PACKED,
     PROGRESS,
     READY,
+    REPORT_ELSEWHERE,
     REPORT_EVENTS,
     REPORT_FAILED,
     REPORT_ITEMS,
@@ -61,7 +63,7 @@ from .vitals import default_memory_limit, parse_memory, usable_cpus
 from .watch import Watch
 
 if TYPE_CHECKING:
-    pass
+    from ..wire.share import Share
 
 log = logging.getLogger("revolve_assistant")
 
@@ -103,25 +105,35 @@ class Supervisor(Engine):
             raise UsageError(f"max_tasks_per_child={max_tasks_per_child!r} must be a whole number >= 1")
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
             raise UsageError(f"concurrency={concurrency!r} must be a whole number >= 1 (coroutines at once in a child)")
+        self.withheld: tuple[str, ...] = ()  # variables of the environment that children do not get
         self.max_workers = max_workers or usable_cpus()
         self.initializer = initializer
+        self.shares: tuple[Share[Any], ...] = ()  # that the initializer needs
         self.max_tasks_per_child = max_tasks_per_child
         self.concurrency = concurrency
         self.memory_limit = (
             parse_memory(memory_limit) if memory_limit is not None else default_memory_limit(self.max_workers)
         )
+        self.deadlines = check_deadlines(ladder)
+        self.closing = False
+        self.begin()
+
+    def begin(self) -> None:
+        """The state of a supervisor that has nothing to do yet, in a process of its own."""
         self.lock = threading.RLock()
         self.children: list[ChildProcess] = []
         self.pump = Pump("revolve-pump")
-        self.ladder = Ladder(self, ladder)
+        self.ladder = Ladder(self, self.deadlines)
         self.watch = Watch(self)
-        self.feeder = Feeder(self)
+        self.feeder = self.make_feeder()
         self._growing = True  # more children may be wanted
         self._open: dict[str, Job] = {}  # jobs by id that have not ended
         self.reports: list[tuple[Sink, Any]] = []
         self._delivering = threading.Lock()
-        self.closing = False
         self._starting = {"plain": 0, "async": 0}
+
+    def make_feeder(self) -> Feeder:
+        return Feeder(self)
 
     # --- the contract
 
@@ -139,7 +151,7 @@ class Supervisor(Engine):
             job = parcel._ = Job(parcel, sink)
             self._open[parcel.id] = job
             self.feeder.inbox.append(job)
-            if parcel.work.function.kind not in PLAIN:
+            if parcel.work.function.kind not in self.feeder.plain:
                 coroutines = True
         # Without the lock, so that a caller in a loop does not wait for the pump: who makes a child idle looks into
         # the inbox afterwards, so one of the two sees the other.
@@ -206,14 +218,14 @@ class Supervisor(Engine):
         self.deliver()
 
     def after_fork(self) -> None:
-        """In a forked child: the children are the parent's. Close our copies of what leads to them."""
-        self.closing = True
+        """In a forked child: the children are the parent's. Close our copies of what leads to them, start afresh."""
+        self._inherited = vars(self).copy()  # not freed: that would touch, and so copy, what is shared with the parent
         for child in self.children:
             child.popen.returncode = 0  # so that nobody here waits for it
             child.close()
-        self.children, self.feeder.idle = [], []
         self.feeder.close()
         self.pump.after_fork()
+        self.begin()
 
     # --- what the client asks of a running task
 
@@ -246,6 +258,20 @@ class Supervisor(Engine):
             job: Job | None = parcel._
             if job is not None and job.child is not None and job.state == SENT:
                 self.tell(job.child, (CREDIT, job.seq))
+
+    def withdraw(self, ids: Iterable[str]) -> list[str]:
+        """Take back, without a report, those of these tasks that no child was given; which they were."""
+        found = []
+        with self.lock:
+            self.feeder.take_in()
+            for id in ids:
+                job = self._open.get(id)
+                if job is not None and job.state == WAITING and job.child is None:
+                    self.feeder.drop(job)
+                    del self._open[id]
+                    job.parcel.work = None
+                    found.append(id)
+        return found
 
     def trim(self, task_id: str) -> None:
         """Let a chunk end after its running item."""
@@ -334,13 +360,14 @@ class Supervisor(Engine):
             if self.closing or not (expected or self.feeder.lanes[kind].count):
                 return
             try:
-                child = ChildProcess(
+                child = start_child(
                     kind,
-                    child_environment(max(1, usable_cpus() // self.max_workers)),
+                    child_environment(max(1, usable_cpus() // self.max_workers), self.withheld),
                     {
                         "path": [str(each) for each in sys.path],
                         "argv": sys.argv,
                         "initializer": self.initializer,
+                        "shares": [each.key for share in self.shares for each in share.family()],
                         "kind": kind,
                     },
                 )
@@ -352,12 +379,21 @@ class Supervisor(Engine):
                         self._cannot_start(error, [job])
                         self.want_children()
             else:
-                self.children.append(child)
-                self.pump.watch(child.tasks.fileno(), READ if not child.out else READ | WRITE, listener(self, child))
-                self.pump.watch(child.control.fileno(), READ, lambda _mask: self._hear_control(child))
-                if child.pidfd >= 0:
-                    self.pump.watch(child.pidfd, READ, lambda _mask: self.watch.gone(child))
+                self.adopt(child)
+                try:
+                    self.feeder.give_shares(child, self.shares)
+                except OSError as error:
+                    log.error("cannot share objects with a child process: %s", error)
+                    child.kill()
         self.deliver()
+
+    def adopt(self, child: ChildProcess) -> None:
+        """From now on the pump hears the child."""
+        self.children.append(child)
+        self.pump.watch(child.tasks.fileno(), READ if not child.out else READ | WRITE, listener(self, child))
+        self.pump.watch(child.control.fileno(), READ, lambda _mask: self._hear_control(child))
+        if child.pidfd >= 0:
+            self.pump.watch(child.pidfd, READ, lambda _mask: self.watch.gone(child))
 
     def retire(self, child: ChildProcess) -> None:
         """Ask a child without tasks to end."""
@@ -370,7 +406,7 @@ class Supervisor(Engine):
             self.feeder.idle.remove(child)
         if not child.write([(STOP,)]):
             self.pump.change(child.tasks.fileno(), READ | WRITE)
-        self.pump.at(monotonic() + LINGER, child.kill)
+        child.farewell = self.pump.at(monotonic() + LINGER, child.kill)
 
     # --- hearing
 
@@ -481,6 +517,13 @@ class Supervisor(Engine):
                 job = jobs.pop(record[1], None)
                 if job is not None:  # the supervisor had seen it begin before it was skipped
                     self.feeder.again([job])
+            elif kind == ELSEWHERE:
+                job = jobs.get(record[1])
+                if job is not None:
+                    if not job.started:
+                        self.announce(child, job)
+                    job.heard = now
+                    out.append((job.sink, (job.parcel, REPORT_ELSEWHERE, record[2], record[3])))
             elif kind == STARTED:
                 job = jobs.get(record[1])
                 if job is not None:

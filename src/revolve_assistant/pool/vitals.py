@@ -22,6 +22,7 @@ _UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a number near 2**63
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 for _power, _letter in enumerate("KMGT", 1):
     _UNITS.update({_letter: 1 << 10 * _power, f"{_letter}I": 1 << 10 * _power, f"{_letter}IB": 1 << 10 * _power})
+UNKNOWN_EXIT = -(1 << 16)  # in the place of a returncode
 _SIGNALS = {"SIGKILL": "", "SIGTERM": "", "SIGINT": "interrupted", "SIGHUP": "hung up"}  # the rest: strsignal
 
 
@@ -74,8 +75,11 @@ def raise_oom_score(pid: int | None = None, *, to: int) -> bool:
     try:
         if int(_read(path)) >= to:
             return True
-        with open(path, "w", encoding="ascii") as handle:
-            handle.write(str(to))
+        handle = os.open(path, os.O_WRONLY)
+        try:
+            os.write(handle, b"%d" % to)
+        finally:
+            os.close(handle)
     except (OSError, ValueError):
         return False
     return True
@@ -90,7 +94,12 @@ def volunteer_for_oom(by: int = 300) -> bool:
 
 
 def describe_exit(status: int) -> tuple[str, int | None, int | None]:
-    """Popen's `returncode` as `(text, signal, exit code)`; exactly one of the numbers is None."""
+    """Popen's `returncode` as `(text, signal, exit code)`; exactly one of the numbers is None.
+
+    `UNKNOWN_EXIT` has neither.
+    """
+    if status == UNKNOWN_EXIT:
+        return "ended, and the program itself had waited for it (as os.wait does), so nobody knows how", None, None
     if status >= 0:
         return f"exited with code {status}", None, status
     import signal

@@ -79,6 +79,9 @@ class Watch:
             for job in unsent:
                 del child.jobs[job.seq]
             self.supervisor.feeder.again(unsent)
+            child.functions.clear()  # what was about to be sent with them may be missing too: all is sent again
+            child.function_bytes = 0
+            child.shares.clear()
             if not child.jobs:
                 self.supervisor.feeder.refill(child)
 
@@ -223,7 +226,7 @@ class Watch:
         for fd in (child.tasks.fileno(), child.control.fileno(), child.pidfd):
             if fd >= 0:
                 pump.forget(fd)
-        highest = max(self._peaks.pop(child.pid, 0), peak(child.pid))
+        highest = max(self._peaks.pop(child.pid, 0), peak(child.pid) if child.jobs else 0)
         status = child.reap()
         records, size, _ = child.read()
         if records:
@@ -239,8 +242,9 @@ class Watch:
         text = f"it was {text}" if number is not None else f"it {text}"
         never = not child.ready and not child.stopping and not supervisor.closing
         child.jobs.clear()
-        if child.check is not None:
-            child.check.cancel()
+        for timer in (child.check, child.farewell):
+            if timer is not None:
+                timer.cancel()
         child.close()
         supervisor.grow()
         if child in supervisor.children:

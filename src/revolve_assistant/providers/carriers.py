@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ..engine import Queue
 from ..errors import UsageError
 from ..messenger import Messenger
+from ..wire.named import NamedMessenger, public_address
 from ..wire.seal import Keyring
 from ..wire.secret import keyring
 from . import registry
@@ -20,13 +21,15 @@ _NAMED_BY_PATH = frozenset({"gearman", "memcached", "beanstalkd"})  # schemes wh
 
 
 class Carriers(NamedTuple):
-    """What a remote task travels on. `place` names the queue's address for people, without a password."""
+    """What a remote task travels on. `place` names the queue's address for people, without a password; `natural` is the
+    messenger's address as `wire.named` has it, "" for an object."""
 
     queue: Queue
     messenger: Messenger
     keys: Keyring
     namespace: str
     place: str
+    natural: str
 
 
 def is_queue(url: Any) -> bool:
@@ -41,7 +44,7 @@ def is_queue(url: Any) -> bool:
 
 def choose(
     url: str | Url | Queue,
-    messenger: str | Url | Messenger | None,
+    messenger: str | Url | Messenger | NamedMessenger | None,
     secret: Any,
     namespace: str = "assistant",
     **options: Any,
@@ -68,8 +71,11 @@ def choose(
             raise UsageError(f"{address or queue} brings no messenger: say messenger=, such as 'memcached://127.0.0.1'")
         same = address is not None and Url.parse(natural).scheme == address.scheme
         carrier = address if same and address is not None else natural
-    if not isinstance(carrier, Messenger):
+    place = ""
+    if isinstance(carrier, NamedMessenger):
+        place, carrier = carrier.address, carrier.fresh()
+    elif not isinstance(carrier, Messenger):
         there = Url.parse(carrier)
         urls.append(there)
-        carrier = registry.messenger(there)
-    return Carriers(queue, carrier, keyring(secret, *urls), namespace, str(address or queue))
+        place, carrier = public_address(there), registry.messenger(there)
+    return Carriers(queue, carrier, keyring(secret, *urls), namespace, str(address or queue), place)

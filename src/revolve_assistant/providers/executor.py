@@ -47,7 +47,8 @@ from ..pool.reports import (
 )
 from ..pool.shared import frame
 from ..traits import Traits
-from ..wire.carry import Carrier
+from ..wire.carry import Carrier, encode
+from ..wire.share import by_value
 from .url import Url
 
 DRAIN = 5.0  # seconds that events may still be on their way when the executor's own future is done
@@ -93,10 +94,7 @@ class Engine(LiveEngine):
         self.in_process = isinstance(executor, concurrent.futures.ThreadPoolExecutor)
         self.max_workers = getattr(executor, "_max_workers", None) or os.cpu_count() or 1
         self._carrier = Carrier()
-        self._folder: str | None = None
-        self._server: socket.socket | None = None
-        self._waiting: dict[socket.socket, bytearray] = {}
-        self._futures: dict[str, Any] = {}
+        self._made_in = os.getpid()
 
     @classmethod
     def from_url(cls, url: Url, *, executor: Any = None, **options: Any) -> Engine:
@@ -104,7 +102,28 @@ class Engine(LiveEngine):
             raise UsageError("executor:// needs the executor: Client(executor), or Client('executor://', executor=…)")
         return cls(executor, **options)
 
+    def after_fork(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for connection in (*self._waiting, *(getattr(job, "connection", None) for job in self.jobs.values())):
+            if connection is not None:
+                connection.close()
+        super().after_fork()
+
+    def begin(self) -> None:
+        super().begin()
+        self._pid = os.getpid()
+        self._folder: str | None = None
+        self._server: socket.socket | None = None
+        self._waiting: dict[socket.socket, bytearray] = {}
+        self._futures: dict[str, Any] = {}
+
     def submit(self, parcels: Sequence[Parcel], sink: Sink) -> None:
+        if self._pid != self._made_in:
+            raise UsageError(
+                f"the executor was made in the process that this one was forked from (pid {self._made_in}), and its "
+                "workers are there: make one, and a Client for it, in this process"
+            )
         if self.closing:
             raise Unreachable("the engine is closed")
         for parcel in parcels:
@@ -128,7 +147,9 @@ class Engine(LiveEngine):
         fn, args, kwargs = parcel.work.live
         job = RemoteJob(self, parcel, sink)
         try:
-            work = self._carrier.carry(fn, args, kwargs)
+            with by_value():  # nothing can be sent to a stranger's process beforehand
+                work = self._carrier.carry(fn, args, kwargs)
+                payload = encode((args, kwargs), None) if work.buffers else work.payload
         except NotCarriable as error:
             parcel._ = job
             self.jobs[parcel.id] = job
@@ -137,13 +158,6 @@ class Engine(LiveEngine):
         address = self._listen()
         parcel._ = job
         self.jobs[parcel.id] = job
-        payload, buffers = work.payload, work.buffers
-        if buffers or work.shares:
-            import pickle
-
-            from ..wire.share import unshare
-
-            payload = pickle.dumps(unshare(args, kwargs), 5)
         function = work.function
         capture = parcel.options is not None and parcel.options.capture
         call = (function.name, function.kind, function.body, payload, parcel.id, parcel.attempt, capture)

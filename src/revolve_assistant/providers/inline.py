@@ -22,8 +22,12 @@ class Engine(LiveEngine):
         self, *, initializer: Callable[..., Any] | None = None, initargs: tuple[Any, ...] = (), max_workers: int = 1
     ) -> None:
         super().__init__()
-        self._context: Any = None
         self._initialize = (initializer, initargs) if initializer is not None else None
+
+    def begin(self) -> None:
+        super().begin()
+        self._context: Any = None
+        self._initialized = False
 
     @classmethod
     def from_url(cls, url: Url, **options: Any) -> Engine:
@@ -32,10 +36,10 @@ class Engine(LiveEngine):
     def submit(self, parcels: Sequence[Parcel], sink: Sink) -> None:
         if self.closing:
             raise Unreachable("the engine is closed")
-        if self._initialize is not None:
+        if self._initialize is not None and not self._initialized:
             initializer, initargs = self._initialize
-            self._initialize = None
-            self._context = entered(initializer(*initargs))
+            self._initialized = True
+            self._context = entered(initializer, initargs)
         for parcel in parcels:
             self.run(self.take(parcel, sink))
 

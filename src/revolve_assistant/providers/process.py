@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..pool.supervisor import Supervisor
 from .url import Url
+
+if TYPE_CHECKING:
+    from ..wire.share import Share
 
 
 class Engine(Supervisor):
@@ -21,11 +24,19 @@ class Engine(Supervisor):
         initargs: tuple[Any, ...] = (),
         **options: Any,
     ) -> Engine:
-        packed = None
+        packed: bytes | None = None
+        shares: tuple[Share[Any], ...] = ()
         if initializer is not None:
             from ..wire.carry import encode, pack
+            from ..wire.share import collecting, distinct
 
-            packed, buffers = pack((initializer, initargs), "initializer")
-            if buffers:
-                packed = encode((initializer, initargs), None)
-        return cls(initializer=packed, **options)
+            with collecting() as held:
+                packed, buffers = pack((initializer, initargs), "initializer")
+                if buffers:
+                    packed = encode((initializer, initargs), None)
+            for share in held:
+                share.payload()
+            shares = distinct(held)
+        engine = cls(initializer=packed, **options)
+        engine.shares = shares
+        return engine

@@ -12,6 +12,7 @@ from ..errors import Unreachable, UsageError
 from ..pool.jobs import SENT, WAITING, Lanes
 from ..pool.live import LiveEngine, LiveJob, entered
 from ..pool.reports import REPORT_RAISED
+from ..pool.threads import OurThread
 from ..traits import Traits
 from .url import Url
 
@@ -39,6 +40,9 @@ class Engine(LiveEngine):
             raise UsageError(f"max_workers={max_workers!r} must be a whole number greater than 0")
         self.max_workers = max_workers or min(32, (os.cpu_count() or 1) + 4)
         self._initialize = (initializer, initargs) if initializer is not None else None
+
+    def begin(self) -> None:
+        super().begin()
         self._lanes = Lanes()
         self._work = threading.Condition(self.lock)
         self._threads: list[threading.Thread] = []
@@ -57,7 +61,7 @@ class Engine(LiveEngine):
                 if self._idle >= self._lanes.count:
                     self._work.notify()
                 elif len(self._threads) < self.max_workers:
-                    thread = threading.Thread(target=self._serve, name=f"revolve-{len(self._threads) + 1}", daemon=True)
+                    thread = OurThread(self._serve, f"revolve-{len(self._threads) + 1}")
                     self._threads.append(thread)
                     thread.start()
 
@@ -73,7 +77,7 @@ class Engine(LiveEngine):
         if self._initialize is not None:
             initializer, initargs = self._initialize
             try:
-                context = entered(initializer(*initargs))
+                context = entered(initializer, initargs)
             except Exception as error:
                 error.add_note("raised by the initializer of the thread")
                 problem = error

@@ -361,6 +361,7 @@ def _hook_out() -> None:
 
 def _after_fork() -> None:
     """A fork of the child is not the task: it must not write into the task's pipe."""
+    _hooks._at_fork_reinit()  # type: ignore[attr-defined] # another thread may have held it
     for capture in _active:
         capture.alive = False
 

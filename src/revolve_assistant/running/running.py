@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from _thread import allocate_lock
 from collections import deque
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import threading
 
 CREDIT = 4 << 20  # bytes of events on their way before `emit` blocks; at half of it more is asked for
+OBJECTS = 256  # bytes that an event takes in its caller beyond those of its record
 MAX_MESSAGES = 1000  # sent to a task and not yet received by it
 
 ATOMS = frozenset({type(None), bool, int, float, str, bytes})
@@ -169,7 +171,7 @@ class Running:
             return
         record = encode_event(self._seq, name, args)
         port.put(record)
-        self._sent += len(record)
+        self._sent += len(record) + OBJECTS
         if self._sent >= self._mark:
             self._want_credit()
 
@@ -269,7 +271,21 @@ class Running:
         if write is None:
             self.emit(name, *args)
         else:
+            check_name(name)
             write(self, name, args)
+
+    def _write_elsewhere(self, address: str, name: str, args: tuple[Any, ...]) -> None:
+        """Send an event to the messenger at an address: what `write_to` comes to."""
+        port = self._port
+        if port is None:
+            return
+        from ..wire.named import elsewhere
+
+        record = elsewhere(self._seq, address, encode_event(self._seq, name, args))
+        port.put(record)
+        self._sent += len(record) + OBJECTS
+        if self._sent >= self._mark:
+            self._want_credit()
 
     # --- the engine's side
 
@@ -433,6 +449,8 @@ def _asyncio() -> Any:
 
 
 _making = allocate_lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_making._at_fork_reinit)  # type: ignore[attr-defined] # another thread may hold it
 _outside: Running | None = None
 
 

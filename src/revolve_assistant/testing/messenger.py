@@ -130,6 +130,29 @@ def check_replay(make: Make) -> None:
         equal(_frames(reader, channel, 8), sent, "the second reading from the start")
 
 
+def check_looking(make: Make) -> None:
+    """A read that does not wait sees what has come, if it is called again and again; also what comes later."""
+    with opened(make) as (writer, reader):
+        channel = _kept(reader)
+        cursor = b""
+
+        found: list[bytes] = []
+
+        def look() -> int:
+            nonlocal cursor
+            messages = reader.read({channel: cursor}, limit=10, wait=0.0).messages
+            cursor = messages[-1].cursor if messages else cursor
+            found.extend(message.frame for message in messages)
+            return len(found)
+
+        for n in range(3):
+            for _ in range(10):
+                equal(look(), n, "messages before another one was written")
+            writer.write([(channel, b"%d" % n)])
+            eventually(lambda count=n + 1: look() == count, "a read that does not wait sees it")  # type: ignore[misc]
+        equal(found, [b"0", b"1", b"2"], "what it saw")
+
+
 def check_equal_messages(make: Make) -> None:
     """Two equal messages are two."""
     with opened(make) as (writer, reader):

@@ -165,6 +165,17 @@ class Gearmand(Server):
         ]
 
 
+class Memcached(Server):
+    """memcached, 64 MB of memory unless `args` say otherwise (`-m 1024`, `-M`, `-I 2m`, …)."""
+
+    program = "memcached"
+    package = "memcached"
+
+    def command(self) -> list[str]:
+        # It refuses to run as root unless told to; elsewhere -u is passed over.
+        return [self.path, "-U", "0", "-l", self.host, "-p", str(self.port), "-u", "root", "-t", "2"]
+
+
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that nobody listened on a moment ago."""
     with socket.socket() as one:

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from ..event import Progress
+from ..pool.threads import Gate, OurThread
 from .escape import printable
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ class Bars:
         self._lines: list[tuple[str, bool]] = []
         self._stop = threading.Event()
         self._painter: threading.Thread | None = None
+        self._gate = Gate()
         self._started = time.monotonic()
 
     def __enter__(self) -> Bars:
@@ -173,7 +175,7 @@ class Bars:
         self._measure()
         self._live.start()
         self._stop.clear()
-        self._painter = threading.Thread(target=self._paint, name="revolve bars", daemon=True)
+        self._painter = OurThread(self._paint, "revolve bars")
         self._painter.start()
         return self
 
@@ -219,12 +221,15 @@ class Bars:
 
     def _paint(self) -> None:
         while not self._stop.wait(self._every):
+            self._gate.acquire()  # no task is forked off in the middle of a write
             try:
                 self._measure()
                 self._flush()
                 self._live.refresh()
             except (OSError, ValueError):
                 return
+            finally:
+                self._gate.release()
 
     def _measure(self) -> None:
         """Take the size of our own terminal: rich asks standard input's first, which may be another or none."""

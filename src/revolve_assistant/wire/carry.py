@@ -22,7 +22,7 @@ from typing import Any
 from weakref import ref
 
 from ..errors import UsageError
-from .share import Share, handles, met
+from .share import Share, distinct, met
 
 OUT_OF_BAND = 256 << 10  # bytes: contiguous buffers from this size on travel beside the pickle
 BYTES_BESIDE = 8 << 20  # the same for bytes objects, which are copied in any case: below it the socket is faster
@@ -100,7 +100,7 @@ class Carrier:
             plain = plain and sent == args
         if plain and function is not None:
             return Work(function, dumps((args, kwargs), 5))
-        outer, met.keys = met.keys, []
+        outer, met.handles = met.handles, []
         try:
             if function is None:
                 function = self._learn(fn)
@@ -111,9 +111,11 @@ class Carrier:
                 from .remote import refuse_call
 
                 refuse_call(fn, args, kwargs, error)
-            shares = handles(met.keys) if met.keys else ()
+            shares = distinct(met.handles) if met.handles else ()
         finally:
-            met.keys = outer
+            met.handles = outer
+        for share in shares:
+            share.payload()  # here, where the caller learns that it cannot be shared
         return Work(function, payload, buffers or None, shares)
 
     def function(self, fn: Callable[..., Any]) -> Function:

@@ -10,6 +10,7 @@ arguments are pickles in it, which only a child unpickles.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -43,7 +44,8 @@ PLAIN = Terms()
 
 
 class Envelope(msgspec.Struct, array_like=True, frozen=True):
-    """One task. `sent` is the caller's Unix time, for display and expiry; `buffers` are out-of-band pickle buffers."""
+    """One task. `sent` is the caller's Unix time, for display and expiry; `buffers` are out-of-band pickle
+    buffers; `reads` the addresses of further messengers that the caller reads (`task.write_to`)."""
 
     version: int
     id: str
@@ -55,7 +57,7 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True):
     sent: float
     terms: Terms = PLAIN
     buffers: list[bytes] = []
-    messengers: list[str] = []
+    reads: list[str] = []
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -100,24 +102,33 @@ def wrap(inbox: str, sealed: bytes) -> bytes:
 
 def unwrap(body: bytes) -> tuple[str, memoryview]:
     """The inbox's name (unchecked: anybody may have written it) and the sealed envelope. Raises `ProtocolError`."""
-    view = memoryview(body)
-    if len(view) < 3 or view[0] != MARK or len(view) < 2 + view[1]:
+    if len(body) < 3 or body[0] != MARK or len(body) < 2 + body[1]:
         raise ProtocolError("not a task of this library")
-    try:
-        inbox = str(view[2 : 2 + view[1]], "ascii")
-    except UnicodeDecodeError:
-        inbox = ""
-    if not _INBOX.match(inbox):
+    end = 2 + body[1]
+    inbox = _inbox(bytes(body[2:end]))
+    if not inbox:
         raise ProtocolError("a task whose inbox has no valid name")
-    return inbox, view[2 + view[1] :]
+    return inbox, memoryview(body)[end:]
+
+
+@lru_cache(maxsize=1024)
+def _inbox(name: bytes) -> str:
+    """The name of an inbox; empty: it is none."""
+    try:
+        text = name.decode("ascii")
+    except UnicodeDecodeError:
+        return ""
+    return text if _INBOX.match(text) else ""
 
 
 def terms_of(options: Any) -> Terms:
     """The terms of a task's options (`caller.options.Options`)."""
+    if options is None:
+        return PLAIN
     from ..caller.options import PLAIN as NONE
     from ..caller.options import Exponential
 
-    if options is None or options is NONE:
+    if options is NONE:
         return PLAIN
     backoff = options.backoff
     plain = backoff is None or isinstance(backoff, (int, float, Exponential))

@@ -10,9 +10,11 @@ goes in pieces: 0xF7, 8 bytes of identity, index, count, piece.
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
@@ -32,7 +34,7 @@ SUCCEEDED: Final = 31  # (SUCCEEDED, pickle, buffers, written)
 RETURNED: Final = 32  # (RETURNED, value, written)                  an atom
 FAILED: Final = 33  # (FAILED, packed error, written)
 CANCELLED: Final = 34  # (CANCELLED, rung, written)
-LOST: Final = 35  # (LOST, reason, written)
+LOST: Final = 35  # (LOST, packed error, written)
 RETRYING: Final = 36  # (RETRYING, reason, delay)                   the run is over, another one follows
 WAITING: Final = 37  # (WAITING, reason)                            likewise; nothing was started
 REFUSED: Final = 38  # (REFUSED, reason)                            of a task whose seal did not open
@@ -48,9 +50,11 @@ _decode = msgspec.msgpack.Decoder(tuple[int, str, list[str], list[Any]]).decode
 Frame = tuple[str, bytes, int, list[Any]]
 
 
-def new_run() -> bytes:
-    """The identity of one execution."""
-    return os.urandom(8)
+def new_runs() -> Iterator[bytes]:
+    """Identities of executions: random at their start, then counted, which costs no system call each."""
+    base = os.urandom(5)
+    for number in itertools.count():
+        yield base + (number & 0xFFFFFF).to_bytes(3)
 
 
 def encode(sender: str, fingerprints: list[str], frames: list[Any]) -> bytes:

@@ -4,7 +4,8 @@
        Share(x) ── payload(), once ──────────▶  receive_share(key, …)
        submit(fn, share) ── (resolve, (key,)) ▶ fn(x)             the object itself, not the handle
 
-`carry` collects the keys it meets (`collecting`), so that the engine knows what a child must have first.
+`carry` collects the handles it meets (`collecting`), so that the engine knows what a child must have first. What goes
+where no shared object can be sent first (a message, somebody else's process) is pickled under `by_value`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pickle import PickleBuffer
 from typing import Any, Generic, TypeVar
@@ -24,7 +25,8 @@ T = TypeVar("T")
 
 
 class _Met(threading.local):
-    keys: list[str] | None = None  # of the pickling under way in this thread
+    handles: list[Share[Any]] | None = None  # of the pickling under way in this thread
+    by_value = False
 
 
 met = _Met()
@@ -33,20 +35,14 @@ _received: dict[str, tuple[bytes, list[memoryview]]] = {}
 _unpacked: dict[str, Any] = {}
 _lock = threading.RLock()  # re-entrant: a shared object may hold another
 
-
-def _renew_lock() -> None:
-    global _lock  # noqa: PLW0603
-    _lock = threading.RLock()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)  # another thread may have held it at the fork
+    os.register_at_fork(after_in_child=_lock._at_fork_reinit)  # type: ignore[attr-defined] # another thread may hold it
 
 
 class Share(Generic[T]):
     """A handle of an object that is sent once a child. In a callable's arguments it arrives as the object.
 
-    `inner` holds the keys of shares inside the object; known after `payload()`.
+    `inner` holds the shares inside the object; known after `payload()`.
     """
 
     __slots__ = ("__weakref__", "_packed", "inner", "key", "value")
@@ -54,25 +50,38 @@ class Share(Generic[T]):
     def __init__(self, value: T) -> None:
         self.key: str = os.urandom(8).hex()
         self.value = value
-        self.inner: tuple[str, ...] = ()
+        self.inner: tuple[Share[Any], ...] = ()  # kept: what is in the pickle must be there, whatever becomes of value
         self._packed: tuple[bytes, list[PickleBuffer] | None] | None = None
         _made[self.key] = self
 
     def payload(self) -> tuple[bytes, list[PickleBuffer] | None]:
-        """What `receive_share` takes: data and out-of-band buffers, packed at the first call. Raises `NotCarriable`."""
+        """What `receive_share` takes: data and out-of-band buffers, packed at the first call, with all that is shared
+        inside. Raises `NotCarriable`."""
         with _lock:
             if self._packed is None:
                 from .carry import pack
 
-                with collecting() as keys:
+                with collecting() as handles:
                     packed = pack(self.value, "shared object")
-                self.inner = tuple(dict.fromkeys(keys))
+                for inner in handles:
+                    if inner is not self:
+                        inner.payload()
+                self.inner = distinct(handles)
                 self._packed = packed
             return self._packed
 
+    def family(self) -> list[Share[Any]]:
+        """This share and all inside it, each once. After `payload()`."""
+        found = [self]
+        for share in found:  # grows meanwhile
+            found += [inner for inner in share.inner if inner not in found]
+        return found
+
     def __reduce__(self) -> tuple[Any, ...]:
-        if met.keys is not None:
-            met.keys.append(self.key)
+        if met.by_value:
+            return (_as_shared, (self.value,))
+        if met.handles is not None:
+            met.handles.append(self)
         return (resolve, (self.key,))
 
     def __copy__(self) -> Share[T]:
@@ -86,13 +95,28 @@ class Share(Generic[T]):
 
 
 @contextmanager
-def collecting() -> Iterator[list[str]]:
-    """The list receives the key of every `Share` that this thread pickles meanwhile; nests."""
-    outer, met.keys = met.keys, []
+def collecting() -> Iterator[list[Share[Any]]]:
+    """The list receives every `Share` that this thread pickles meanwhile; nests."""
+    outer, met.handles = met.handles, []
     try:
-        yield met.keys
+        yield met.handles
     finally:
-        met.keys = outer
+        met.handles = outer
+
+
+@contextmanager
+def by_value() -> Iterator[None]:
+    """A `Share` that this thread pickles meanwhile travels as the object itself."""
+    outer, met.by_value = met.by_value, True
+    try:
+        yield
+    finally:
+        met.by_value = outer
+
+
+def distinct(shares: Sequence[Share[Any]]) -> tuple[Share[Any], ...]:
+    """Each once, in their order."""
+    return tuple(dict.fromkeys(shares))
 
 
 def receive_share(key: str, data: bytes, buffers: Sequence[Any] | None = None) -> None:
@@ -131,6 +155,12 @@ def resolve(key: str) -> Any:
     return made.value
 
 
+def _as_shared(value: Any) -> Any:
+    """A shared object that came by value: its arrays are read-only all the same."""
+    _freeze(value, 3)
+    return value
+
+
 def _freeze(value: Any, depth: int) -> None:
     """Make small arrays read-only as well: those came in-band, so they own writable memory."""
     numpy = sys.modules.get("numpy")
@@ -164,9 +194,3 @@ def _local(value: Any, deeper: bool = True) -> Any:
     elif deeper and kind is dict and any(type(item) is Share for item in value.values()):
         return {key: _local(item, False) for key, item in value.items()}
     return value
-
-
-def handles(keys: Iterable[str]) -> tuple[Share[Any], ...]:
-    """In the caller: the handles with these keys, each once; those that are gone are passed over."""
-    found = (_made.get(key) for key in dict.fromkeys(keys))
-    return tuple(share for share in found if share is not None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..running.running import is_plain
+from ..running.running import Message, is_plain
 
 
 def pack_args(args: tuple[Any, ...]) -> list[Any]:
@@ -14,9 +14,11 @@ def pack_args(args: tuple[Any, ...]) -> list[Any]:
     import pickle
 
     from .carry import pack
+    from .share import by_value
 
-    payload, buffers = pack(args)
-    return [True, pickle.dumps(args, 5) if buffers else payload]
+    with by_value():
+        payload, buffers = pack(args)
+        return [True, pickle.dumps(args, 5) if buffers else payload]
 
 
 def unpack_args(packed: list[Any]) -> tuple[Any, ...]:
@@ -26,6 +28,18 @@ def unpack_args(packed: list[Any]) -> tuple[Any, ...]:
         value: tuple[Any, ...] = pickle.loads(packed[1])
         return value
     return tuple(packed[1])
+
+
+def unpack_message(name: str, packed: list[Any]) -> Message | None:
+    """A message to a task; None, and logged, if it cannot be rebuilt here."""
+    try:
+        return Message(name, unpack_args(packed))
+    except Exception as error:  # its classes' own code
+        import logging
+
+        text = "message %r to a task cannot be rebuilt here: %s: %s"
+        logging.getLogger("revolve_assistant").error(text, name, type(error).__name__, error)
+        return None
 
 
 def _wide(value: Any) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine import Lease, Outcome, Parcel
 from ..errors import ProtocolError, Untrusted
+from ..pool.feeder import PLAIN
 from ..wire import envelope as wire
 from ..wire.carry import Function, Work, key_of
 from ..wire.frames import REFUSED
@@ -28,23 +29,25 @@ log = logging.getLogger("revolve_assistant")
 REMEMBERED = 65536  # tasks that ended here and are not run again
 
 
-class Unimportable(Exception):
+class Unimportable(ImportError):
     """The function's module, or the function in it, is not there."""
 
 
 class Carried(Work):
     """A call that an engine of this process unpickles when it runs it, where a child would do so itself."""
 
-    __slots__ = ()
+    __slots__ = ("_unpickled",)
 
     @property
     def live(self) -> Any:
-        try:
-            fn = loads(self.function.body)
-        except (ImportError, AttributeError) as error:
-            raise Unimportable(f"{type(error).__name__}: {error}") from error
-        args, kwargs = loads(self.payload, buffers=self.buffers)
-        return fn, args, kwargs
+        found = getattr(self, "_unpickled", None)
+        if found is None:
+            try:
+                fn = loads(self.function.body)
+            except (ImportError, AttributeError) as error:
+                raise Unimportable(f"{type(error).__name__}: {error}") from error
+            found = self._unpickled = (fn, *loads(self.payload, buffers=self.buffers))
+        return found
 
     @live.setter
     def live(self, value: Any) -> None:
@@ -74,7 +77,10 @@ class Admission:
     """Part of the Worker; on the taker's thread."""
 
     def __init__(self, worker: Worker) -> None:
+        from .held import Held  # which needs this module
+
         self._worker = worker
+        self._held = Held
         self.refused = 0
         self._over: OrderedDict[str, None] = OrderedDict()
 
@@ -86,11 +92,9 @@ class Admission:
 
     def admit(self, lease: Lease) -> Held | None:
         """The lease as something to run, or to say; None: it is over already. Never raises for what is in the body."""
-        from .held import DONE, Held
-
-        worker = self._worker
+        worker, held_of = self._worker, self._held
         if lease.id in self._over:
-            worker.settle(lease, DONE)
+            worker.settle(lease, Outcome())
             return None
         inbox = ""
         try:
@@ -100,20 +104,28 @@ class Admission:
             if envelope.id != lease.id or envelope.inbox != inbox:
                 raise ProtocolError(f"task {envelope.id} came under another name")
         except Untrusted as error:
+            if error.reason == "newer version":  # perhaps: somebody newer may know, but not for ever
+                held = held_of(worker, lease, inbox, None)
+                held.unknown(str(error))
+                return held
             return self._refuse(lease, inbox, str(error))
         except wire.NewerEnvelope as error:
-            held = Held(worker, lease, inbox, None)
+            held = held_of(worker, lease, inbox, None)
             held.unknown(str(error))
             return held
         except ProtocolError as error:
             self._park(lease, str(error))
             return None
-        held = Held(worker, lease, inbox, envelope)
+        held = held_of(worker, lease, inbox, envelope)
+        held.coroutine = envelope.kind not in PLAIN
         function = Function(key_of(envelope.body), envelope.name, envelope.kind, envelope.body, True)
-        kind = Carried if worker.live else Work
+        work: Work | None = worker.local.get(envelope.id) if worker.local is not None else None
+        if work is None:
+            kind = Carried if worker.live else Work
+            work = kind(function, envelope.payload, envelope.buffers or None)  # type: ignore[arg-type]
         held.parcel = Parcel(
             envelope.id,
-            work=kind(function, envelope.payload, envelope.buffers or None),  # type: ignore[arg-type]
+            work=work,
             options=envelope.terms if envelope.terms != wire.PLAIN else None,
             owner=held,
             queue=lease.queue,
@@ -122,10 +134,8 @@ class Admission:
         return held
 
     def _refuse(self, lease: Lease, inbox: str, why: str) -> Held:
-        from .held import Held
-
         self._park(lease, why, settle=False)
-        held = Held(self._worker, lease, inbox, None)
+        held = self._held(self._worker, lease, inbox, None)
         held.asides.append((REFUSED, why))
         held.ended = True
         held.outcome = Outcome("bury", reason=why)

@@ -8,6 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ProviderError, Untrusted
+from ..pool.threads import OurThread
 from ..wire import control as wire
 from ..wire import frames
 from ..wire.seal import Purpose
@@ -32,7 +33,7 @@ class Control:
         self._bell = threading.Condition(self._lock)
         self._closing = False
         self.refused = 0
-        self.thread = threading.Thread(target=self._run, name="revolve-control", daemon=True)
+        self.thread = OurThread(self._run, "revolve-control")
 
     def start(self) -> None:
         self.thread.start()

@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+from ..pool.threads import OurThread
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -64,7 +65,7 @@ class HealthPort:
             raise UsageError(f"the health port {host}:{port} cannot be opened: {error}") from None
         self._server.daemon_threads = True
         self.port = int(self._server.server_address[1])
-        self._thread = threading.Thread(target=self._server.serve_forever, name="revolve-health", daemon=True)
+        self._thread = OurThread(self._server.serve_forever, "revolve-health")
         self._thread.start()
 
     def close(self) -> None:
@@ -84,7 +85,7 @@ class HealthFile:
             self._write()
         except OSError as error:
             raise UsageError(f"the health file {path} cannot be written: {error}") from None
-        self._thread = threading.Thread(target=self._run, name="revolve-health", daemon=True)
+        self._thread = OurThread(self._run, "revolve-health")
         self._thread.start()
 
     def _write(self) -> None:

@@ -11,6 +11,7 @@ from ..engine import Lease, Outcome, Parcel
 from ..errors import NotCarriable
 from ..pool.reports import (
     REPORT_CANCELLED,
+    REPORT_ELSEWHERE,
     REPORT_EVENTS,
     REPORT_FAILED,
     REPORT_LOST,
@@ -20,6 +21,7 @@ from ..pool.reports import (
     REPORT_SUCCEEDED,
     REPORT_WANT,
     UNKNOWN,
+    decode,
 )
 from ..wire import frames as wire
 from ..wire.carry import ATOMS, pack
@@ -32,8 +34,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("revolve_assistant")
 
-DEATHS = 3  # children that a task may take along before it is buried
 DONE = Outcome()
+
+
+class Stream:
+    """What a task writes to one further messenger."""
+
+    __slots__ = ("next", "records", "size")
+
+    def __init__(self) -> None:
+        self.next = 1
+        self.records: list[Any] = []
+        self.size = 0
 
 
 class Held:
@@ -41,8 +53,11 @@ class Held:
 
     __slots__ = (
         "asides",
+        "coroutine",
+        "elsewhere",
         "ended",
         "envelope",
+        "id",
         "inbox",
         "lease",
         "listed",
@@ -52,6 +67,7 @@ class Held:
         "records",
         "releasing",
         "run",
+        "since",
         "size",
         "started",
         "wants",
@@ -61,24 +77,24 @@ class Held:
     def __init__(self, worker: Worker, lease: Lease, inbox: str, envelope: Envelope | None) -> None:
         self.worker = worker
         self.lease = lease
+        self.id = lease.id
+        self.coroutine = False  # it runs among others in one child
         self.inbox = inbox
         self.envelope = envelope
         self.parcel: Parcel | None = None
-        self.run = wire.new_run()
+        self.run = next(worker.runs)
         self.next = 1  # number of the first record that was not written yet
         self.records: list[Any] = []
         self.asides: list[Any] = []  # records that belong to no run
+        self.elsewhere: dict[str, Stream] | None = None  # by the address of a messenger
         self.size = 0  # bytes of the records, about
         self.listed = False  # the speaker knows that there is something
         self.started = False
+        self.since = 0.0  # when it was taken, monotonic seconds
         self.ended = False
         self.releasing = False  # the worker shuts down: it goes back to the queue
         self.outcome: Outcome | None = None
         self.wants = False  # its child asks for credit
-
-    @property
-    def id(self) -> str:
-        return self.lease.id
 
     # --- reports of the local engine
 
@@ -98,11 +114,13 @@ class Held:
             payload, buffers = report[2], report[3]
             whole = bytes(payload)
             beside = [bytes(each) for each in buffers or ()]
-            self._end((wire.SUCCEEDED, whole, beside, []), DONE, len(whole) + sum(map(len, beside)))
+            self._end((wire.SUCCEEDED, whole, beside, self._written()), DONE, len(whole) + sum(map(len, beside)))
         elif kind == REPORT_STARTED:
             self._start(report[2], report[3])
         elif kind == REPORT_WANT:
             self.wants = True
+        elif kind == REPORT_ELSEWHERE:
+            self._write_elsewhere(report[2], report[3])
         elif kind == REPORT_FAILED:
             self._failed(report[2], report[3])
         elif kind == REPORT_RAISED:
@@ -111,9 +129,28 @@ class Held:
             if self.releasing:
                 self.give_back("the worker shuts down")
             else:
-                self._end((wire.CANCELLED, report[2], []), DONE)
+                self._end((wire.CANCELLED, report[2], self._written()), DONE)
         elif kind == REPORT_LOST:
             self._died(report[2])
+
+    def _write_elsewhere(self, address: str, packed: bytes) -> None:
+        record = decode(packed)
+        if self.envelope is None or address not in self.envelope.reads:
+            self.records.append(record)  # the caller reads it with all the rest
+            self.size += len(packed)
+            return
+        if self.elsewhere is None:
+            self.elsewhere = {}
+        stream = self.elsewhere.get(address)
+        if stream is None:
+            stream = self.elsewhere[address] = Stream()
+        stream.records.append(record)
+        stream.size += len(packed)
+
+    def _written(self) -> list[list[Any]]:
+        """(messenger, last number) of each that the task wrote to."""
+        found = (self.elsewhere or {}).items()
+        return [[address, stream.next + len(stream.records) - 1] for address, stream in found]
 
     def _start(self, worker: str, when: float) -> None:
         if not self.started:
@@ -130,15 +167,17 @@ class Held:
 
     def _returned(self, value: Any) -> None:
         if _plain(value):
-            self._end((wire.RETURNED, value, []), DONE, len(value) if isinstance(value, (str, bytes)) else 0)
+            self._end(
+                (wire.RETURNED, value, self._written()), DONE, len(value) if isinstance(value, (str, bytes)) else 0
+            )
             return
         try:
             payload, buffers = pack(value, "result")
         except NotCarriable as error:
-            self._end((wire.FAILED, pack_error(error), []), DONE)
+            self._end((wire.FAILED, pack_error(error), self._written()), DONE)
             return
         beside = [bytes(each.raw()) for each in buffers or ()]
-        self._end((wire.SUCCEEDED, payload, beside, []), DONE, len(payload) + sum(map(len, beside)))
+        self._end((wire.SUCCEEDED, payload, beside, self._written()), DONE, len(payload) + sum(map(len, beside)))
 
     def _failed(self, packed: bytes, again: float | None) -> None:
         if again == UNKNOWN:
@@ -148,7 +187,7 @@ class Held:
         elif again is not None:
             self._again(headline(packed), again)
         else:
-            self._end((wire.FAILED, packed, []), DONE, len(packed))
+            self._end((wire.FAILED, packed, self._written()), DONE, len(packed))
 
     def _raised(self, error: BaseException) -> None:
         if isinstance(error, Unimportable):
@@ -162,7 +201,7 @@ class Held:
             self._again(f"{type(error).__name__}: {error}", delay)
         else:
             packed = pack_error(error)
-            self._end((wire.FAILED, packed, []), DONE, len(packed))
+            self._end((wire.FAILED, packed, self._written()), DONE, len(packed))
 
     def _died(self, error: BaseException) -> None:
         """Its child is gone. It runs again, but not for ever: what kills every child is buried."""
@@ -171,14 +210,17 @@ class Held:
             return
         text = f"{type(error).__name__}: {error}"
         delay = self._delay(error)
-        if delay is None and self.lease.deliveries < DEATHS:
+        if delay is None and self.lease.deliveries < self.worker.deaths:
             delay = 0.0
         if delay is not None:
             self._again(text, delay)
+        elif self.worker.deaths == 1:
+            packed = pack_error(error)
+            self._end((wire.LOST, packed, self._written()), DONE, len(packed))
         else:
             error.add_note(f"{self.lease.deliveries} children died of it: it is buried")
             packed = pack_error(error)
-            self._end((wire.FAILED, packed, []), Outcome("bury", reason=text), len(packed))
+            self._end((wire.FAILED, packed, self._written()), Outcome("bury", reason=text), len(packed))
 
     def _delay(self, error: BaseException) -> float | None:
         """Seconds until another attempt, None: there is none. Decided here where no child can say it any more."""
@@ -192,10 +234,13 @@ class Held:
         self._end((wire.RETRYING, reason, delay), Outcome("release", delay))
 
     def give_back(self, reason: str) -> None:
-        """Let somebody else run it, from the start; it does not count."""
-        if not self.ended:
-            record = (wire.RETRYING, reason, 0.0) if self.started else (wire.WAITING, reason)
-            self._end(record, Outcome("release", counted=False, reason=reason))
+        """Let somebody else run it, from the start; it does not count. The caller hears of it only if it had begun."""
+        if self.ended:
+            return
+        if self.started:
+            self.records.append((wire.RETRYING, reason, 0.0))
+        self.outcome = Outcome("release", counted=False, reason=reason)
+        self.ended = True
 
     def unknown(self, why: str) -> None:
         """This worker cannot import the function: another one may, after an upgrade; but not for ever."""

@@ -10,22 +10,27 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from ..engine import Outcome
 from ..errors import Overloaded, ProviderError, UsageError
+from ..pool.threads import OurThread
 from ..wire import frames as wire
 from ..wire.remote import pack_error
 from ..wire.seal import Purpose
 
 if TYPE_CHECKING:
-    from .held import Held
+    from ..messenger import Messenger
+    from .held import Held, Stream
     from .worker import Worker
 
 log = logging.getLogger("revolve_assistant")
 
+MANY = 8  # tasks that had something to say in one batch, from which on more is gathered before the next
+GATHER = 0.002  # seconds that it is gathered
 MESSAGE = 256 << 10  # bytes of events after which a message is closed
+ELSEWHERE = 5.0  # seconds that a task's other messenger may be away before what was written to it is given up
 PAUSES = (0.05, 5.0)  # seconds between attempts: first, most
 AGAIN = 10.0  # seconds until a task runs again whose end could not be said
 
@@ -43,7 +48,8 @@ class Speaker:
         self._deadline = float("inf")
         self.away_since = 0.0  # monotonic seconds since when the messenger does not answer; 0: it does
         self.written = 0  # events
-        self.thread = threading.Thread(target=self._run, name="revolve-speaker", daemon=True)
+        self._busy = False  # much was said last time
+        self.thread = OurThread(self._run, "revolve-speaker")
 
     def start(self) -> None:
         self.thread.start()
@@ -88,8 +94,12 @@ class Speaker:
                 self._sleeping = False
                 if not self._ready:
                     return
+            if self._busy:
+                sleep(GATHER)
+            with self.lock:
                 ready, self._ready = self._ready, []
                 taken = [_Taken(held) for held in ready]
+            self._busy = len(taken) >= MANY
             try:
                 self._speak(taken)
             except Exception as error:
@@ -99,28 +109,54 @@ class Speaker:
     def _speak(self, taken: list[_Taken]) -> None:
         worker = self._worker
         inboxes: dict[str, list[_Taken]] = {}
+        elsewhere = False
         for each in taken:
+            if each.elsewhere:
+                elsewhere = True
             if each.records or each.asides:
                 inboxes.setdefault(each.held.inbox, []).append(each)
+        if elsewhere:
+            self._speak_elsewhere(taken)
         messages: list[tuple[str, bytes]] = []
         for inbox, mine in inboxes.items():
             if inbox:
                 self._gather(inbox, mine, messages)
         stored = not messages or self._write(messages)
-        self.written += sum(len(each.records) for each in taken)
+        over: list[Held] = []
         for each in taken:
+            self.written += len(each.records)
             held = each.held
             if each.wants and held.parcel is not None:
                 worker.engine.grant(held.parcel)
             if each.ended:
-                worker.over(held, stored)
+                over.append(held)
+        if over:
+            worker.over(over, stored)
+
+    def _speak_elsewhere(self, taken: list[_Taken]) -> None:
+        """Write what tasks say to further messengers, before the ends that name it. One that stays away is skipped."""
+        places: dict[str, dict[str, list[Any]]] = {}
+        for each in taken:
+            held = each.held
+            for address, first, records in each.elsewhere or ():
+                frames = places.setdefault(address, {}).setdefault(held.inbox, [])
+                frames.append((held.id, held.run, first, records))
+        for address, inboxes in places.items():
+            messages: list[tuple[str, bytes]] = []
+            try:
+                messenger = self._worker.messenger_at(address)
+                for inbox, frames in inboxes.items():
+                    self._close(inbox, frames, messages, messenger)
+                self._write(messages, messenger, monotonic() + ELSEWHERE)
+            except Exception as error:  # its address comes from a task: whatever it is, it concerns that task alone
+                log.error("what a task wrote to %s is lost: %s", address, error)
 
     def _give_up(self, taken: list[_Taken], error: Exception) -> None:
         """What was to be said is gone: run those tasks again whose end was among it, some day, and free their places."""
-        for each in taken:
-            if each.ended:
-                each.held.outcome = Outcome("release", AGAIN, reason=f"{type(error).__name__}: {error}")
-                self._worker.over(each.held, True)
+        over = [each.held for each in taken if each.ended]
+        for held in over:
+            held.outcome = Outcome("release", AGAIN, reason=f"{type(error).__name__}: {error}")
+        self._worker.over(over, True)
 
     def _gather(self, inbox: str, taken: list[_Taken], messages: list[tuple[str, bytes]]) -> None:
         frames: list[Any] = []
@@ -138,36 +174,44 @@ class Speaker:
         if frames:
             self._close(inbox, frames, messages)
 
-    def _close(self, inbox: str, frames: list[Any], messages: list[tuple[str, bytes]]) -> None:
+    def _close(
+        self, inbox: str, frames: list[Any], messages: list[tuple[str, bytes]], messenger: Messenger | None = None
+    ) -> None:
         worker = self._worker
+        limit = (messenger or worker.messenger).traits.max_bytes
         data = wire.encode(worker.channel, worker.fingerprints, frames)
         sealed = worker.keys.seal(Purpose.EVENT, f"{worker.namespace}/{inbox}", data)
         try:
-            messages += [(inbox, piece) for piece in wire.pieces(sealed, worker.messenger.traits.max_bytes)]
+            messages += [(inbox, piece) for piece in wire.pieces(sealed, limit)]
         except UsageError as error:
             if len(frames) > 1:
                 for frame in frames:
-                    self._close(inbox, [frame], messages)
+                    self._close(inbox, [frame], messages, messenger)
                 return
             id, run, first, records = frames[0]
             if len(records) > 1:
                 half = len(records) // 2
-                self._close(inbox, [(id, run, first, records[:half])], messages)
-                self._close(inbox, [(id, run, first + half if first else 0, records[half:])], messages)
+                self._close(inbox, [(id, run, first, records[:half])], messages, messenger)
+                self._close(inbox, [(id, run, first + half if first else 0, records[half:])], messages, messenger)
             elif first and records[0][0] in wire.ENDS:
                 problem = UsageError(f"the end of task {id} does not fit: {error}")
-                self._close(inbox, [(id, run, first, [(wire.FAILED, pack_error(problem), [])])], messages)
+                last = (wire.FAILED, pack_error(problem), records[0][-1])
+                self._close(inbox, [(id, run, first, [last])], messages, messenger)
             else:  # what is missing shows as a gap
                 log.warning("an event of task %s was left out: %s", id, error)
 
-    def _write(self, messages: list[tuple[str, bytes]]) -> bool:
-        """Write until it is stored; False: the worker ends before that."""
-        messenger = self._worker.messenger
+    def _write(
+        self, messages: list[tuple[str, bytes]], other: Messenger | None = None, deadline: float = float("inf")
+    ) -> bool:
+        """Write until it is stored; False: the worker ends before that. Raises what the messenger raised last."""
+        messenger = other or self._worker.messenger
         pause = PAUSES[0]
         while True:
             try:
                 messenger.write(messages)
             except (ProviderError, OSError) as error:
+                if monotonic() >= deadline:
+                    raise
                 if not self.away_since:
                     self.away_since = monotonic()
                     log.warning("what tasks say waits: %s", error)
@@ -188,7 +232,7 @@ class Speaker:
 class _Taken:
     """What is written of a held task this time."""
 
-    __slots__ = ("asides", "ended", "first", "held", "records", "size", "wants")
+    __slots__ = ("asides", "elsewhere", "ended", "first", "held", "records", "size", "wants")
 
     def __init__(self, held: Held) -> None:
         self.held = held
@@ -197,6 +241,17 @@ class _Taken:
         self.asides, held.asides = held.asides, []
         self.size, held.size = held.size, 0
         self.wants, held.wants = held.wants, False
+        self.elsewhere = _take_elsewhere(held.elsewhere) if held.elsewhere else None
         self.ended = held.ended
         held.next += len(self.records)
         held.listed = False
+
+
+def _take_elsewhere(streams: dict[str, Stream]) -> list[tuple[str, int, list[Any]]]:
+    found = []
+    for address, stream in streams.items():
+        if stream.records:
+            found.append((address, stream.next, stream.records))
+            stream.next += len(stream.records)
+            stream.records, stream.size = [], 0
+    return found

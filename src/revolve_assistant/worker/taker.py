@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from ..engine import Lease, Outcome
+from ..engine import Answer, Lease, Outcome, Parcel
 from ..errors import Overloaded, ProviderError, Unreachable
-from ..pool.feeder import PLAIN
+from ..pool.threads import OurThread
+from .served import Served
 
 if TYPE_CHECKING:
     from .held import Held
@@ -23,9 +25,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("revolve_assistant")
 
 AHEAD = 0.05  # seconds of work taken in advance
+TOO_LONG = 0.5  # seconds that a task taken in advance may wait for a child before another worker may have it
 MOST = 2000  # tasks held at once, beyond one for each child
 COROUTINES = 100  # held at once for each child
 WAIT = 10.0  # seconds that a take may wait
+BATCH = 1000  # answers given at once
 PAUSES = (0.05, 5.0)
 
 
@@ -37,6 +41,7 @@ class Taker:
         self._lock = threading.Lock()
         self._bell = threading.Condition(self._lock)
         self._outcomes: deque[tuple[Lease, Outcome]] = deque()
+        self.answers: deque[tuple[Served, Answer | None]] = deque()  # None: its child waits for credit
         self._taking = False  # the thread is inside `take`, which `Queue.wake` ends
         self._draining = False
         self._closing = False
@@ -49,7 +54,7 @@ class Taker:
         self._measured = monotonic()
         self._rate = 0.0  # ends a second
         self._extended = 0.0
-        self.thread = threading.Thread(target=self._run, name="revolve-taker", daemon=True)
+        self.thread = OurThread(self._run, "revolve-taker")
 
     def start(self) -> None:
         self.thread.start()
@@ -61,16 +66,22 @@ class Taker:
         self._outcomes.append((lease, outcome))
         self._wake()
 
-    def over(self, held: Held, outcome: Outcome | None) -> None:
-        """A held task is over; None: its lease is left to end by itself."""
+    def answer_soon(self) -> None:
+        """There are answers to give."""
+        if self.answers:
+            self._wake()
+
+    def over(self, ended: Sequence[Held], stored: bool) -> None:
+        """Held tasks are over. Unless what they said is stored, their leases are left to end by themselves."""
         with self._lock:
-            if self.held.get(held.id) is held:
-                del self.held[held.id]
-                if held.parcel is not None and held.parcel.work.function.kind not in PLAIN:
-                    self.coroutines -= 1
-                self._ended += 1
-        if outcome is not None:
-            self._outcomes.append((held.lease, outcome))
+            for held in ended:
+                if self.held.get(held.id) is held:
+                    del self.held[held.id]
+                    if held.coroutine:
+                        self.coroutines -= 1
+            self._ended += len(ended)
+            if stored:
+                self._outcomes.extend([(held.lease, held.outcome) for held in ended if held.outcome is not None])
         self._wake()
 
     def drain(self) -> None:
@@ -124,22 +135,27 @@ class Taker:
         while True:
             if self._outcomes:
                 self._settle()
+            if self.answers:
+                self._answer()
             now = monotonic()
             if self.held and now - self._extended > queue.lease / 3:
                 queue.extend([held.lease for held in list(self.held.values())])
                 self._extended = now
             room = 0 if self._draining else self._room(now)
+            surplus = self._surplus(now)
             if room <= 0:
                 with self._lock:
-                    if self._closing and not self._outcomes:
+                    if self._closing and not self._due:
                         return
-                    if not self._outcomes and (self._draining or self._room(now) <= 0):
-                        self._bell.wait(queue.lease / 3)
+                    if not self._due and (self._draining or self._room(now) <= 0):
+                        self._bell.wait(min(queue.lease / 3, TOO_LONG) if surplus else queue.lease / 3)
                 continue
             self._taking = True
             try:
-                wait = min(queue.traits.max_wait, WAIT, queue.lease / 3)
-                leases = queue.take(queues, limit=room, wait=0.0 if self._outcomes or self._draining else wait)
+                wait = min(queue.traits.max_wait, TOO_LONG if surplus else WAIT, queue.lease / 3)
+                if self._due or self._draining or not self.connected:  # the first look says that the queue answers
+                    wait = 0.0
+                leases = queue.take(queues, limit=room, wait=wait)
             finally:
                 self._taking = False
             if not self.connected:
@@ -148,6 +164,19 @@ class Taker:
             if leases:
                 self.taken += len(leases)
                 self._admit(leases)
+
+    @property
+    def _due(self) -> bool:
+        return bool(self._outcomes or self.answers)
+
+    def _answer(self) -> None:
+        answers = [self.answers[at] for at in range(min(len(self.answers), BATCH))]
+        self._worker.queue.answer([(served.lease, answer) for served, answer in answers if answer is not None])
+        for _ in answers:
+            self.answers.popleft()
+        for served, answer in answers:
+            if answer is None and served.parcel is not None:
+                self._worker.engine.grant(served.parcel)
 
     def _settle(self) -> None:
         outcomes = [self._outcomes[at] for at in range(len(self._outcomes))]
@@ -167,22 +196,51 @@ class Taker:
         ahead = min(MOST, int(self._rate * AHEAD))
         if self.coroutines >= COROUTINES * worker.concurrency:
             return 0
-        return worker.concurrency + ahead - (len(self.held) - self.coroutines)
+        room = worker.concurrency + ahead - (len(self.held) - self.coroutines)
+        return room if room > ahead // 2 else 0  # a few at a time would cost as much as many
 
-    def _admit(self, leases: object) -> None:
+    def _surplus(self, now: float) -> bool:
+        """Give back what was taken in advance and waits behind tasks that turned out slow. True: look again soon."""
         worker = self._worker
-        parcels = []
-        for lease in leases:  # type: ignore[attr-defined]
-            held = worker.admission.admit(lease)
-            if held is None:
-                continue
-            with self._lock:
+        withdraw = getattr(worker.engine, "withdraw", None)
+        beyond = len(self.held) - self.coroutines - worker.concurrency
+        if withdraw is None or beyond <= 0:
+            return False
+        over = beyond - min(MOST, int(self._rate * AHEAD))
+        if over <= 0:
+            return True
+        waiting = [held for held in list(self.held.values()) if not held.started and now - held.since > TOO_LONG]
+        if waiting:
+            taken_back = set(withdraw([held.id for held in waiting[-over:]]))
+            for held in waiting:
+                if held.id in taken_back:
+                    with worker.speaker.lock:
+                        held.give_back("it waited for a child")
+                    worker.speaker.say(held)
+        return True
+
+    def _admit(self, leases: Sequence[Lease]) -> None:
+        worker = self._worker
+        parcels: list[Parcel] = []
+        served: list[Parcel] = []
+        now = monotonic()
+        admitted: list[Held] = []
+        for lease in leases:
+            held = Served(worker, lease, worker.expose[lease.name]) if lease.name else worker.admission.admit(lease)
+            if held is not None:
+                admitted.append(held)
+        with self._lock:
+            for held in admitted:
+                held.since = now
                 self.held[held.id] = held
-                if held.parcel is not None and held.parcel.work.function.kind not in PLAIN:
+                if held.coroutine:
                     self.coroutines += 1
+        for held in admitted:
             if held.parcel is None or held.ended:
                 worker.speaker.say(held)
             else:
-                parcels.append(held.parcel)
+                (served if held.lease.name else parcels).append(held.parcel)
         if parcels:
             worker.engine.submit(parcels, worker.speaker)
+        if served:
+            worker.engine.submit(served, worker.replies)

@@ -19,20 +19,26 @@ from time import monotonic
 from typing import Any
 
 from ..caller.engines import local_engine
-from ..engine import Lease, Outcome, Queue
+from ..engine import Engine, Lease, Outcome, Queue
 from ..errors import UsageError
 from ..messenger import Messenger
 from ..pool.vitals import usable_cpus
 from ..providers.carriers import choose
+from ..providers.url import Url
+from ..wire.carry import Work
+from ..wire.frames import new_runs
+from ..wire.named import NamedMessenger
 from .admission import Admission, Unknowns
 from .control import Control
 from .held import Held
+from .served import Replies, targets
 from .speaker import Speaker
 from .taker import Taker
 
 log = logging.getLogger("revolve_assistant")
 
 POOLS = ("process", "thread", "fork", "inline")
+DEATHS = 3  # children that a task may take along before it is buried
 LINGER = 5.0  # seconds that the last words have to be written
 
 
@@ -41,20 +47,24 @@ class Worker:
 
     `url` names the queue, `messenger` what carries events (None: the queue's own); `concurrency` (None: the CPUs this
     process may use) children run tasks of `queues`, earlier names first, in a `pool` of `process`, `thread`, `fork` or
-    `inline`. `initializer(*initargs)` runs once in each child. `secret`: one or several, the first signs, all verify.
-    `grace`: seconds that running tasks have after `stop`. `unknown_after`: seconds after which a task whose function
-    cannot be imported here fails. Nothing is opened before `run` or `start`. Raises `UsageError`, `UnknownProvider`.
+    `inline`, or on a local `engine` object. `initializer(*initargs)` runs once in each child. `messengers` are further
+    ones that tasks name (`task.write_to`), with this worker's credentials. `secret`: one or several, the first signs,
+    all verify. `expose` serves plain functions to other programs, by name: `{"reverse": "app:reverse"}`, or a callable
+    that can be imported; only on queues with the trait `foreign` (`Unsupported`). `grace`: seconds that running tasks
+    have after `stop`. `unknown_after`: seconds after which a task whose function cannot be imported here fails. Nothing
+    is opened before `run` or `start`. Raises `UsageError`, `UnknownProvider`.
     """
 
     def __init__(
         self,
-        url: str | Queue | None = None,
+        url: str | Url | Queue | None = None,
         *,
-        messenger: str | Messenger | None = None,
+        messenger: str | Messenger | NamedMessenger | None = None,
         concurrency: int | None = None,
         pool: str = "process",
         queues: str | Iterable[str] = ("default",),
         expose: Mapping[str, Any] | None = None,
+        messengers: Iterable[str | NamedMessenger] = (),
         initializer: Callable[..., Any] | None = None,
         initargs: Sequence[Any] = (),
         secret: str | bytes | Sequence[str | bytes] | None = None,
@@ -63,6 +73,7 @@ class Worker:
         unknown_after: float = 600.0,
         max_tasks_per_child: int | None = None,
         memory_limit: int | str | None = None,
+        engine: Engine | None = None,
     ) -> None:
         if url is None:
             url = os.environ.get("REVOLVE_URL")
@@ -77,7 +88,7 @@ class Worker:
         if not self.queues:
             raise UsageError("queues must name at least one queue, such as 'default'")
         self.carriers = choose(url, messenger, secret, namespace)
-        self.queue, self.messenger, self.keys, self.namespace, self.place = self.carriers
+        self.queue, self.messenger, self.keys, self.namespace, self.place, self.natural = self.carriers
         self.fingerprints = list(self.keys.fingerprints)
         self.concurrency = 1 if pool == "inline" else concurrency or usable_cpus()
         self.pool = pool
@@ -88,11 +99,25 @@ class Worker:
                 if pool != "process":
                     raise UsageError(f"{name} goes with pool='process'")
                 options[name] = value
-        self.engine: Any = local_engine(pool, initializer, tuple(initargs), options)
+        if engine is not None:
+            self.pool = type(engine).__module__.rpartition(".")[2]
+            self.concurrency = int(getattr(engine, "max_workers", 1))
+        self.engine: Any = engine
+        if engine is None:
+            self.engine = local_engine(pool, initializer, tuple(initargs), options)
+        self.engine.withheld = ("REVOLVE_SECRET", "REVOLVE_SECRET_FILE")  # children never hold the secret
+        self.deaths = DEATHS
+        self.local: dict[str, Work] | None = None  # works that stay in this process, by the id of their task
         self.live = bool(self.engine.traits.live)
         self.name = f"{os.uname().nodename}:{os.getpid()}"
+        self.runs = new_runs()
         self.channel = f"w.{os.urandom(16).hex()}"
-        self.expose = dict(expose or {})
+        self._messengers = {each.name: each for each in map(_named, messengers)}
+        self._opened: dict[str, Messenger] = {}  # further messengers, by address
+        self.expose = targets(expose or {})
+        if self.expose:
+            self.queue.expose(self.expose)
+        self.replies = Replies(self)
         self.unknown = Unknowns(unknown_after)
         self.admission = Admission(self)
         self.speaker = Speaker(self)
@@ -128,7 +153,7 @@ class Worker:
                 self._turn.wait()
                 self._turn.clear()
             if self._state == "running":
-                log.warning("%s: draining, at most %g s; a second signal stops at once", self.name, self.grace)
+                log.info("%s: draining, at most %g s; a second signal stops at once", self.name, self.grace)
                 hard = self._drain(lambda: self._signals > 1)
                 self._end(hard)
                 return 128 + received[-1] if hard else 0
@@ -222,7 +247,8 @@ class Worker:
         except Exception as error:
             log.debug("the control channel stays until it expires: %s", error)
         self.queue.close()
-        self.messenger.close()
+        for each in (self.messenger, *self._opened.values()):
+            each.close()
         self._state = "ended"
         self._turn.set()
 
@@ -230,6 +256,20 @@ class Worker:
         """Whether the worker can do its work as far as it is up to this process."""
         threads = (self.taker.thread, self.speaker.thread, self.control.thread)
         return self._state in ("running", "draining", "stopping") and all(each.is_alive() for each in threads)
+
+    def messenger_at(self, address: str) -> Messenger:
+        """What a task means by a messenger's address: this worker's own configuration of that name, if it has one.
+
+        Opened, and kept open. Raises `Unreachable`, and as `registry.messenger`. On the speaker's thread.
+        """
+        known = self._opened.get(address)
+        if known is None:
+            name = address.partition("://")[0]
+            named = self._messengers.get(name) or NamedMessenger(name, address)
+            known = named.carrier()
+            known.open()
+            self._opened[address] = known
+        return known
 
     # --- between the parts
 
@@ -244,13 +284,16 @@ class Worker:
         """Have a lease settled that nothing is said about."""
         self.taker.settle(lease, outcome)
 
-    def over(self, held: Held, stored: bool) -> None:
-        """What a task said last is stored (or never will be): its lease can be settled."""
-        outcome = held.outcome if stored else None
-        if outcome is not None and outcome.kind != "release":
-            self.admission.over(held.id)
-        self.taker.over(held, outcome)
-        self._turn.set()
+    def over(self, ended: Sequence[Held], stored: bool) -> None:
+        """What tasks said last is stored (or never will be): their leases can be settled."""
+        for held in ended:
+            if stored and held.outcome is not None and held.outcome.kind != "release":
+                self.admission.over(held.id)
+                if self.local is not None:
+                    self.local.pop(held.id, None)
+        self.taker.over(ended, stored)
+        if self._state != "running":
+            self._turn.set()
 
     @property
     def state(self) -> str:
@@ -259,3 +302,11 @@ class Worker:
 
     def __repr__(self) -> str:
         return f"<Worker {self.place} {','.join(self.queues)} {self._state} {len(self.taker.held)} tasks>"
+
+
+def _named(messenger: str | NamedMessenger) -> NamedMessenger:
+    if isinstance(messenger, NamedMessenger):
+        return messenger
+    from ..caller.make import messenger_of
+
+    return messenger_of(messenger)

@@ -31,6 +31,8 @@ _LARGEST = 0xFFFFFFFF - 12
 class Kind(IntEnum):
     """The packets, by the names of the protocol."""
 
+    __hash__ = int.__hash__  # that of an enum is a function in Python
+
     CAN_DO = 1
     CANT_DO = 2
     RESET_ABILITIES = 3
@@ -74,6 +76,7 @@ class Kind(IntEnum):
     STATUS_RES_UNIQUE = 42
 
 
+_FAIL = Kind.WORK_FAIL
 _SUBMIT = ("function", "unique", "workload")
 _REDUCE = ("function", "unique", "reducer", "aggregator", "workload")
 _PROGRESS = ("known", "running", "numerator", "denominator")
@@ -166,8 +169,9 @@ def encode(packet: Packet, role: Role = "client") -> bytes:
         body = b"\0".join(args)
     except TypeError:
         raise UsageError(f"the arguments of {kind.name} are bytes; encode text, e.g. as UTF-8") from None
-    for name, arg in zip(names[:-1], args, strict=False):
+    for arg in args[:-1]:
         if 0 in arg:
+            name = names[args.index(arg)]
             raise UsageError(f"{name} {_shown(arg)} holds a NUL, which only the last argument may; encode it")
     if len(body) > _LARGEST:
         raise UsageError(f"{len(body)} bytes do not fit into one {kind.name}; split them, 4 GiB is the most")
@@ -259,6 +263,11 @@ class Decoder:
                 return at
             body = data[at + 12 : at + 12 + length]
             at += 12 + length
+            if count > 1 and kind is not _FAIL:
+                parts = tuple(body.split(b"\0", count - 1))
+                if len(parts) == count:
+                    found.append(Packet(kind, parts))
+                    continue
             found.append(Packet(kind, _arguments(kind, count, body)))
         self._need = 1
         return at

@@ -1,17 +1,18 @@
 """A worker's side of one connection: its functions, how it grabs, which jobs it holds. No socket.
 
     grab ──▶ JOB_ASSIGN ──▶ hold, and grab again while there is room (`limit` jobs on the connection)
-      ▲ └──▶ NO_JOB ──▶ PRE_SLEEP, asleep ──▶ NOOP ─┐
+      ▲ └──▶ NO_JOB ──▶ PRE_SLEEP, asleep ──▶ NOOP ─┬──▶ one grab and PRE_SLEEP in one, if it stands by
       └─────────────────────────────────────────────┘
 
 gearmand sends one NOOP for each PRE_SLEEP, however many jobs come, and a NOOP may be stale: it always means "grab until
-there is nothing". Grabs are pipelined: one at first, twice as many after each round that found as many jobs.
-A job belongs to the connection that grabbed it. When that ends, gearmand gives the job to another worker; whoever
-still reports on it here is told so (`Assignment.ended`).
+there is nothing". To a PRE_SLEEP while there are jobs it answers with a NOOP at once. Grabs are pipelined: one at
+first, twice as many after each round that found as many jobs. A job belongs to the connection that grabbed it. When
+that ends, gearmand gives the job to another worker; whoever still reports on it here is told so (`Assignment.ended`).
 """
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from typing import Any, NamedTuple
 
@@ -20,7 +21,9 @@ from .limits import check_client_id, check_function, check_number, check_workloa
 from .packets import MAX_BODY, Decoder, Kind, Packet, encode
 
 _PING = b"ping"
+_COMPLETE = struct.Struct(">4sII").pack
 _GRAB = encode(Packet(Kind.GRAB_JOB_UNIQ))
+_GRAB_ONE = _GRAB + encode(Packet(Kind.PRE_SLEEP))
 _ASSIGNS = frozenset({Kind.JOB_ASSIGN, Kind.JOB_ASSIGN_UNIQ, Kind.JOB_ASSIGN_ALL})
 
 
@@ -66,6 +69,8 @@ class WorkerState:
         self._stride = 1
         self._most = 1  # jobs that the last grabs were for
         self._by_hand = False  # `grab` sent them
+        self._standing = False  # the next NOOP is answered with a grab
+        self._drowsy = False  # … which was, and with a PRE_SLEEP behind it
         self._echoes: deque[bytes] = deque()
 
     @property
@@ -84,6 +89,11 @@ class WorkerState:
         return self._grabs
 
     @property
+    def drowsy(self) -> bool:
+        """Whether the answer to a grab is due that was sent because it stood by; see `stand_by`."""
+        return self._drowsy
+
+    @property
     def waiting(self) -> bool:
         """Whether an answer is due, to a grab or a ping."""
         return bool(self._grabs or self._echoes)
@@ -96,7 +106,7 @@ class WorkerState:
         if name not in self.functions:
             self.functions.add(name)
             self._send(Kind.CAN_DO, name)
-            self.asleep = False  # jobs of this function may wait
+            self.nudge()  # jobs of this function may wait
 
     def cant_do(self, function: str | bytes) -> None:
         """Take no more jobs of this function. One not known is passed over."""
@@ -135,9 +145,14 @@ class WorkerState:
             self._most = most
             self._out.append(_GRAB * self._grabs)
 
+    def stand_by(self, ready: bool) -> None:
+        """Whether to take one job, by hand, as soon as the server wakes us. Once; then it sleeps again, or is woken
+        again because there is more."""
+        self._standing = ready
+
     def nudge(self) -> None:
         """Ask once more though asleep. Every 10 s or so: gearmand before 2.0 wakes nobody for a job due by time."""
-        self.asleep = False
+        self.asleep = self._drowsy = False
 
     def ping(self, data: bytes = _PING) -> None:
         """Have the server send the bytes back, to see whether it is there (`pinged`)."""
@@ -191,7 +206,13 @@ class WorkerState:
 
     def complete(self, job: Assignment, result: bytes = b"") -> None:
         """Its result, and its end."""
-        self._report(Kind.WORK_COMPLETE, job, self._checked(result))
+        if result or job not in self.held:
+            self._report(Kind.WORK_COMPLETE, job, self._checked(result))
+        else:  # of background jobs there are thousands
+            self._out.append(_COMPLETE(b"\0REQ", 13, len(job.handle) + 1) + job.handle + b"\0")
+            self.held.remove(job)
+            job.ended = True
+            return
         self._end(job)
 
     def fail(self, job: Assignment) -> None:
@@ -219,6 +240,11 @@ class WorkerState:
             self._empty = True
         elif kind is Kind.NOOP:
             # Asleep it wakes us. Awake it is stale, or the answer to a grab is under way: never grab twice for it.
+            if self._standing and self.asleep and self.functions and not self._grabs:
+                self._standing = self._found = self._empty = False
+                self._by_hand = self._drowsy = True
+                self._grabs = self._stride = 1
+                self._out.append(_GRAB_ONE)
             self.asleep = False
         elif kind is Kind.ECHO_RES:
             if not self._echoes or self._echoes.popleft() != packet.args[0]:
@@ -229,6 +255,9 @@ class WorkerState:
             raise ProtocolError(f"{kind.name} is nothing that a worker receives: {packet.args!r:.200}")
         if self._grabs:
             return
+        if self._drowsy:
+            self._drowsy = self._empty = False
+            self.asleep = True
         if self._empty:
             self._empty = False
             self._stride = 1

@@ -25,11 +25,12 @@ class Place(NamedTuple):
     timeout: float
     base64: bool
     text: str  # for errors
+    exceptions: bool = False  # exposed functions answer with WORK_EXCEPTION: see `exposing`
 
     @classmethod
     def read(cls, url: Url, options: dict[str, object]) -> Place:
-        """`gearman://host:port,host2:port2/namespace?timeout=5&encode=base64`. Raises `UsageError`."""
-        url = url.with_options(options).only("timeout", "encode")
+        """`gearman://host:port,host2:port2/namespace?timeout=5&encode=base64&exceptions=yes`. Raises `UsageError`."""
+        url = url.with_options(options).only("timeout", "encode", "exceptions")
         if url.user is not None or url.password is not None:
             raise UsageError(
                 "gearman:// takes no user or password: gearmand knows none, and lets in whoever reaches it"
@@ -41,4 +42,5 @@ class Place(NamedTuple):
             url.number("timeout", TIMEOUT, least=0.05, most=3600.0),
             url.text("encode", "none", choices=("none", "base64")) == "base64",
             str(url),
+            url.flag("exceptions"),
         )

@@ -114,6 +114,9 @@ class Channel:
     def oldest_hole(self) -> float:
         return min((self._writers[name].hole or 0.0 for name in self._holes), default=float("inf"))
 
+    def count_after(self, position: int) -> int:
+        return max(0, min(self._last - position, len(self.entries)))
+
     def after(self, position: int) -> list[Entry]:
         """The entries after that position."""
         if not self.entries:

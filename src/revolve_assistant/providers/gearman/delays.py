@@ -4,7 +4,7 @@
 
 gearmand holds a job back until a whole second (SUBMIT_JOB_EPOCH). 1.1.20 wakes nobody when that comes, and a job that
 is not due hides others from workers: later functions, lower classes. So these jobs have a function, and a connection,
-of their own: whoever takes from the queues looks there once a second as well, holds what is due within the second, and
+of their own: whoever takes from the queues looks there twice a second as well, holds what is due within the second, and
 puts it into its queue on time. While they wait they cost gearmand a look at each of them with every look of a worker.
 """
 
@@ -16,7 +16,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 
-from ...errors import Overloaded
 from ...protocols.gearman.worker_state import Assignment
 from .address import MAX_BODY, Place
 from .delivery import SUBMIT, Delivery
@@ -26,6 +25,8 @@ from .taking import Taking
 from .wrapping import Wrapped, unwrap
 
 _HELD = 100  # tasks held at once
+_EARLY = 5.0  # seconds before it is due that a task given out goes back: gearmand's clock is wrong, or it is forged
+_LAG = 0.012  # seconds after which gearmand has noticed that a second began
 _AGAIN = 0.5  # seconds, where a task could not be put into its queue
 
 
@@ -51,8 +52,11 @@ class Delays:
         """Look for tasks that are due, move those that are. Blocks for a round trip when there are."""
         now = time.monotonic()
         if now >= self._tick:
-            self._tick = now + 1.002 - self._clock() % 1.0  # just after the next whole second
+            # Soon after a whole second, by a clock that may lag by 10 ms; and between two, if gearmand's is off.
+            self._tick = now + 0.5 - (self._clock() - _LAG) % 0.5
             self._taking.nudge()
+        elif not self._held and self._taking.resting():
+            return
         self._taking.ask(_HELD - len(self._held))
         self._collect()
         wall = self._clock()
@@ -66,6 +70,8 @@ class Delays:
 
     def until(self) -> float:
         """When to call `tend` again, at the latest (monotonic seconds)."""
+        if not self._held and self._taking.resting():
+            return self._tick
         due = self._held[0][0] - self._clock() if self._held else float("inf")
         return min(self._tick, time.monotonic() + due, self._taking.patience())
 
@@ -73,19 +79,20 @@ class Delays:
         jobs, self._taking.arrived = self._taking.arrived, []
         for job in jobs:
             task = unwrap(job.unique, "default", job.workload)
-            heapq.heappush(self._held, (task.due, next(self._numbers), job, task))
+            due = 0.0 if task.due > self._clock() + _EARLY else task.due
+            heapq.heappush(self._held, (due, next(self._numbers), job, task))
+
+    def _target(self, job: Assignment, task: Wrapped) -> Move:
+        names = self._place.names
+        if task.due > self._clock() + _EARLY:
+            return Move(names.delayed, task, job.unique, int(task.due))
+        return Move(names.queue(task.queue, task.priority), task._replace(due=0.0), job.unique)
 
     def _move(self, line: Line | None, jobs: list[tuple[Assignment, Wrapped]]) -> None:
         moved = [False] * len(jobs)
         if line is not None and line.up:
-            names = self._place.names
-            moves = [
-                Move(names.queue(task.queue, task.priority), task._replace(due=0.0), job.unique) for job, task in jobs
-            ]
-            try:
-                moved = move(self._delivery, line, moves, self._place.base64)
-            except Overloaded:
-                pass  # it is full; those that went in come twice, rather than not at all
+            moves = [self._target(job, task) for job, task in jobs]
+            moved, _ = move(self._delivery, line, moves, self._place.base64)
         owners = set()
         for (job, task), safe in zip(jobs, moved, strict=True):
             if job.ended:

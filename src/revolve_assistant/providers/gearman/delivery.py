@@ -6,13 +6,14 @@ there are two of it. The order of requests with one order of servers is kept, as
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 
 from ...errors import ProtocolError, ProviderError
-from ...protocols.gearman import Kind
+from ...protocols.gearman import Kind, Packet
 from ...protocols.gearman.client import QueueFull
 from ...protocols.gearman.client_state import ClientState, Request
 from ...protocols.gearman.stream import named
@@ -20,7 +21,10 @@ from .lines import Line, Lines, Role
 
 SUBMIT = "submit"
 _BACKLOG = 1 << 20  # bytes handed to one connection at once
+_CHUNK = 250  # requests made before the first of them are sent
 _OPEN = 5000  # requests on one connection at once
+
+_KINDS = {1: Kind.SUBMIT_JOB_HIGH_BG, 0: Kind.SUBMIT_JOB_BG, -1: Kind.SUBMIT_JOB_LOW_BG}
 
 Order = tuple[int, ...]
 
@@ -50,7 +54,7 @@ class Delivery:
         self._left = 0
 
     def deliver(self, requests: Iterable[tuple[Order, Request]]) -> None:
-        """Returns when all are answered, an ERROR being an answer; see `refused`.
+        """Takes new requests as they are made; returns when all are answered, an ERROR being an answer; see `refused`.
 
         Raises `Unreachable` or `ProtocolError` when no server answers for the time-out of the lines.
         """
@@ -58,23 +62,19 @@ class Delivery:
         lines.want(self.role)
         groups = self._groups
         groups.clear()
-        everything = []
-        for order, request in requests:
-            request.owner = order
-            request.answer = None
-            everything.append(request)
-            group = groups.get(order)
-            if group is None:
-                group = groups[order] = deque()
-            group.append(request)
+        everything: list[Request] = []
+        source = iter(requests)
         last = time.monotonic()
-        left = -1
+        left, more = -1, True
         try:
             while True:
+                if more and sum(map(len, groups.values())) < _CHUNK:
+                    more = self._pull(source, everything)
                 self._place()
-                open_ = sum(len(group) for group in groups.values()) + sum(
-                    line.state.open for line in lines.lines(SUBMIT)
-                )
+                if more and sum(map(len, groups.values())) < _CHUNK:
+                    lines.pump(0.0)  # the servers work while the next ones are made
+                    continue
+                open_ = sum(map(len, groups.values())) + sum(line.state.open for line in lines.lines(SUBMIT))
                 if not open_:
                     if all(request.answer is not None for request in everything):
                         return
@@ -87,6 +87,21 @@ class Delivery:
                 lines.pump(now + 0.5)
         finally:
             groups.clear()
+            for request in everything:
+                request.owner = None  # what is open still is of no interest any more
+
+    def _pull(self, source: Iterator[tuple[Order, Request]], everything: list[Request]) -> bool:
+        """Put the next ones into their groups; whether there were enough of them that more may follow."""
+        groups = self._groups
+        some = list(itertools.islice(source, _CHUNK))
+        for order, request in some:
+            request.owner = order
+            group = groups.get(order)
+            if group is None:
+                group = groups[order] = deque()
+            group.append(request)
+            everything.append(request)
+        return len(some) == _CHUNK
 
     def ask(self, line: Line, requests: Sequence[Request]) -> None:
         """Over this line or not at all: what it left unanswered when it failed has the answer None."""
@@ -130,6 +145,15 @@ class Delivery:
         for request in reversed(line.state.unanswered):
             if request.owner is not None and request.answers is Kind.JOB_CREATED:
                 self._groups.setdefault(request.owner, deque()).appendleft(request)
+
+
+def background(function: bytes, key: str, data: bytes, priority: int = 0, at: int | None = None) -> Request:
+    """A job to submit, of names that were made here and need no checking."""
+    if at is not None:
+        packet = Packet(Kind.SUBMIT_JOB_EPOCH, (function, key.encode(), b"%d" % at, data))
+    else:
+        packet = Packet(_KINDS[(priority > 0) - (priority < 0)], (function, key.encode(), data))
+    return Request(packet, Kind.JOB_CREATED)
 
 
 def refused(requests: Iterable[Request], what: str) -> None:

@@ -19,7 +19,7 @@ import contextlib
 import select
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from ...errors import AssistantError, ProtocolError, Unreachable
@@ -55,6 +55,7 @@ class Line:
         self.owner: Any = None
         self.error: Exception | None = None
         self.stage: Literal["dialling", "greeting", "up", "lost"] = "dialling"
+        self.polled = 0  # what it is polled for
         self._out = bytearray()
         self._started = self._heard = self._waiting = time.monotonic()
         self._quiet = True  # nothing is due from the server
@@ -97,6 +98,10 @@ class Line:
         if self.state.waiting or self._out:
             raise Unreachable(f"{name} has not answered for {self.timeout:.3g} s")
         self.ping(b"ping")
+
+    def promising(self) -> bool:
+        """Whether it was woken, and the job that it was woken for is on its way."""
+        return self.up and isinstance(self.state, WorkerState) and self.state.drowsy
 
     def serve(self, event: int) -> None:
         """Do what poll says can be done. Raises `Unreachable`, `ProtocolError`."""
@@ -189,8 +194,11 @@ class Lines:
         self.timeout = timeout
         self._roles: list[Role] = []
         self._lines: dict[tuple[str, int], Line] = {}
-        self._polled: dict[int, tuple[Line, int]] = {}  # by descriptor, with what it is polled for
+        self._polled: dict[int, Line] = {}  # by descriptor
         self._poll = select.poll()
+        self._up: dict[str, list[Line]] = {}  # those that are up, by their roles; what changed is looked up anew
+        self._due = 0.0  # when a line must be looked at, or a server dialled again, at the earliest
+        self._rung = False  # something is in the ear, or will be at once
         self._ear, self._bell = socket.socketpair()
         for end in (self._ear, self._bell):
             end.setblocking(False)
@@ -201,15 +209,19 @@ class Lines:
         """Dial lines of this role from now on. Once is enough."""
         if role not in self._roles:
             self._roles.append(role)
+            self._up.clear()
             self.tend()
 
     def line(self, role: str, index: int) -> Line | None:
         return self._lines.get((role, index))
 
     def lines(self, role: str) -> list[Line]:
-        """Those that are up, in the order of the servers."""
-        found = (self._lines.get((role, index)) for index in range(len(self.servers)))
-        return [line for line in found if line is not None and line.up]
+        """Those that are up, in the order of the servers; not to be changed."""
+        up = self._up.get(role)
+        if up is None:
+            found = (self._lines.get((role, index)) for index in range(len(self.servers)))
+            up = self._up[role] = [line for line in found if line is not None and line.up]
+        return up
 
     def undecided(self, role: str, *, hopeful: bool = False) -> bool:
         """Whether a server may still be about to answer; `hopeful`: that has not failed before counts alone."""
@@ -221,42 +233,52 @@ class Lines:
 
     def wake(self) -> None:
         """End a `pump` that waits, or the next one; `woken` says so then."""
-        with contextlib.suppress(OSError):
-            self._bell.send(b"\0")
+        if not self._rung:
+            self._rung = True
+            with contextlib.suppress(OSError):
+                self._bell.send(b"\0")
 
     def hush(self) -> bool:
         """Whether it was woken; forgets about that."""
-        with contextlib.suppress(BlockingIOError):
-            while self._ear.recv(4096):
-                self.woken = True
+        if self._rung:
+            self._listen()
         woken, self.woken = self.woken, False
         return woken
+
+    def _listen(self) -> None:
+        self.woken = True
+        self._rung = False  # before the ear is emptied: a ring after this is heard by the next poll
+        with contextlib.suppress(BlockingIOError):
+            self._ear.recv(4096)
 
     # ---- the loop
 
     def pump(self, until: float) -> None:
         """Wait until something happens, at most until then (monotonic seconds; past: look once). Raises nothing."""
-        self.tend()
-        due = min(until, *(line.due() for line in self._lines.values()), self._redial())
-        now = time.monotonic()
-        events = self._poll.poll(max(0.0, (due - now) * 1000))
-        for descriptor, event in events:
-            polled = self._polled.get(descriptor)
-            if polled is not None:
-                with self.guarded(polled[0]):
-                    polled[0].serve(event)
-                self._watch(polled[0])
-            elif descriptor == self._ear.fileno():
-                with contextlib.suppress(BlockingIOError):
-                    while self._ear.recv(4096):
-                        self.woken = True
+        more = True
+        while more:
+            now = time.monotonic()
+            if now >= self._due:
+                self.tend()
+            more = False
+            events = self._poll.poll(max(0.0, (min(until, self._due) - now) * 1000))
+            for descriptor, event in events:
+                line = self._polled.get(descriptor)
+                if line is not None:
+                    up = line.up
+                    self.attempt(line, line.serve, event)
+                    if line.up is not up:
+                        self._up.clear()
+                    self._watch(line)
+                    more = len(events) == 1 and line.promising()
+                elif descriptor == self._ear.fileno():
+                    self._listen()
 
     def tend(self) -> None:
         """Dial what is wanted, drop what does not answer."""
         now = time.monotonic()
         for line in list(self._lines.values()):
-            with self.guarded(line):
-                line.look(now)
+            self.attempt(line, line.look, now)
             self._watch(line)
         for role in self._roles:
             for index, server in enumerate(self.servers):
@@ -268,12 +290,13 @@ class Lines:
                     else:
                         self._lines[role.name, index] = line
                         self._watch(line)
+        # What is asked from now on is due in `timeout` at the earliest.
+        self._due = min(now + self.timeout, self._redial(), *(line.due() for line in self._lines.values()))
 
-    @contextlib.contextmanager
-    def guarded(self, line: Line) -> Iterator[None]:
-        """What fails on a line within is the end of that line, and of nothing else."""
+    def attempt(self, line: Line, call: Callable[..., None], *args: object) -> None:
+        """Do something with a line. What fails is the end of that line, and of nothing else."""
         try:
-            yield
+            call(*args)
         except ProtocolError as error:
             self.drop(line, stranger(line.server.address, error))
         except Unreachable as error:
@@ -287,6 +310,8 @@ class Lines:
         if self._lines.get((line.role.name, line.index)) is not line:
             return
         del self._lines[line.role.name, line.index]
+        self._up.clear()
+        self._due = 0.0
         self._unwatch(line)
         line.error = error
         was_up = line.up
@@ -298,8 +323,7 @@ class Lines:
     def send(self, lines: Iterable[Line]) -> None:
         """Send what these have to say."""
         for line in lines:
-            with self.guarded(line):
-                line.flush()
+            self.attempt(line, line.flush)
             self._watch(line)
 
     def hopeless(self) -> bool:
@@ -335,21 +359,20 @@ class Lines:
         return min(missing, default=float("inf"))
 
     def _watch(self, line: Line) -> None:
-        if line.stage == "lost":
+        mask = line.mask()
+        if (mask == line.polled and line.up) or line.stage == "lost":
             return
-        descriptor, mask = line.fileno(), line.mask()
-        polled = self._polled.get(descriptor)
-        if polled is None or polled[0] is not line:
+        descriptor = line.fileno()
+        if self._polled.get(descriptor) is not line:
             self._unwatch(line)
             self._poll.register(descriptor, mask)
-        elif polled[1] != mask:
+            self._polled[descriptor] = line
+        elif mask != line.polled:
             self._poll.modify(descriptor, mask)
-        else:
-            return
-        self._polled[descriptor] = line, mask
+        line.polled = mask
 
     def _unwatch(self, line: Line) -> None:
-        for descriptor, (polled, _) in list(self._polled.items()):
+        for descriptor, polled in list(self._polled.items()):
             if polled is line:
                 del self._polled[descriptor]
                 self._poll.unregister(descriptor)

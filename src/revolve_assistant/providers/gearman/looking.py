@@ -7,16 +7,17 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ...engine import EngineState, Parcel
-from ...errors import Unreachable
+from ...errors import Overloaded, Unreachable
 from ...protocols.gearman import GearmanAdmin, Kind
-from ...protocols.gearman.client_state import Request, status_unique_request, submission
-from .address import MAX_BODY, Place
-from .delivery import SUBMIT, Delivery, Preference
+from ...protocols.gearman.client_state import Request, status_unique_request
+from .address import Place
+from .delivery import SUBMIT, Delivery, Preference, background
 from .lines import Line, Lines
 from .names import DELAYED, READY, unique
 from .wrapping import Wrapped, wrap
 
 _REMEMBERED = 100_000  # submissions, of which `cancel` knows the function
+_MOMENT = 0.5  # seconds for one to come back while it is asked
 _GONE = 60.0  # seconds after which a server that does not answer counts as one that lost its tasks
 _FORMS = (*DELAYED, *READY)
 
@@ -37,7 +38,7 @@ class Looking:
         self._place = place
         self._preference = preference
         self._own: dict[str, _Own] = {}
-        self._cancelled: dict[str, str] = {}  # ids, with the form of the unique that must not be used again
+        self._cancelled: dict[str, list[str]] = {}  # forms of their uniques whose jobs may lie there still
         self._missing: dict[int, float] = {}  # since when servers do not answer
 
     def submitted(self, tasks: Iterable[tuple[Parcel, Request]]) -> None:
@@ -45,20 +46,53 @@ class Looking:
         for parcel, request in tasks:
             if request.handle:
                 own[parcel.id] = _Own(parcel.queue, parcel.priority)
-                self._cancelled.pop(parcel.id, None)
         while len(own) > _REMEMBERED:
             del own[next(iter(own))]
 
-    def form(self, task_id: str) -> str:
-        """The form of unique to submit a task with: not one that was cancelled, whose job may still lie there."""
-        if not self._cancelled:
-            return READY[0]
-        last = self._cancelled.get(task_id)
-        return READY[(READY.index(last) + 1) % len(READY)] if last in READY else READY[0]
+    def form(self, task_id: str, forms: tuple[str, ...]) -> str:
+        """The form of unique to submit a task with: not one that was cancelled, whose job would swallow it.
+
+        Such a job lies there until a worker comes by, who drops it. Raises `Overloaded`.
+        """
+        cancelled = self._cancelled.get(task_id) if self._cancelled else None
+        if not cancelled:
+            return forms[0]
+        for form in forms:
+            if form not in cancelled:
+                return form
+        raise Overloaded(f"task {task_id} was cancelled {len(forms)} times, and no worker has come by since")
+
+    def refresh(self, parcels: Iterable[Parcel]) -> None:
+        """Find out which cancelled jobs of these tasks are gone."""
+        again = [parcel.id for parcel in parcels if parcel.id in self._cancelled] if self._cancelled else []
+        for task in again:
+            left = []
+            for form in self._cancelled[task]:
+                requests = []
+                for line in self._up().values():
+                    requests.append(status_unique_request(unique(task) + form))
+                    self._delivery.ask(line, requests[-1:])
+                if any(request.answer is None or request.answer.args[1:2] != (b"0",) for request in requests):
+                    left.append(form)
+            self._cancelled[task] = left
+            if not left:
+                del self._cancelled[task]
 
     # ---- state
 
     def state(self, ids: Sequence[str]) -> dict[str, EngineState]:
+        found = self._states(ids)
+        if any(state == "unknown" for state in found.values()) and self._away():
+            # Not found is not gone while a server that may have it is away for a moment.
+            until = time.monotonic() + _MOMENT
+            while self._away() and time.monotonic() < until:
+                self._lines.pump(until)
+            found = self._states(ids)
+            if any(state == "unknown" for state in found.values()):
+                self._complain()
+        return found
+
+    def _states(self, ids: Sequence[str]) -> dict[str, EngineState]:
         found: dict[str, EngineState] = dict.fromkeys(ids, "unknown")
         lines = self._up()
         asked = []
@@ -77,8 +111,6 @@ class Looking:
                 [(task, line, unique(task) + form) for task in left for line in lines.values() for form in _FORMS],
                 found,
             )
-        if any(state == "unknown" for state in found.values()):
-            self._complain()
         return found
 
     def _ask(self, questions: Sequence[tuple[str, Line, str]], found: dict[str, EngineState]) -> None:
@@ -97,8 +129,8 @@ class Looking:
                 continue
             delayed = key.endswith(DELAYED)
             running = answer.args[2] == b"1" and not delayed  # a delayed one may be held for the rest of a second
-            cancelled = self._cancelled.get(task)
-            if not running and cancelled is not None and key == unique(task) + cancelled:
+            cancelled = self._cancelled.get(task, ())
+            if not running and cancelled and key[len(unique(task)) :] in cancelled:
                 continue  # it lies there until a worker comes by, who drops it
             if running or found[task] == "unknown":
                 found[task] = "running" if running else "queued"
@@ -110,29 +142,31 @@ class Looking:
         while (not lines.lines(SUBMIT) or lines.undecided(SUBMIT, hopeful=True)) and time.monotonic() < deadline:
             lines.pump(deadline)
         up = {line.index: line for line in lines.lines(SUBMIT)}
-        now = time.monotonic()
-        for index in range(len(lines.servers)):
-            if index in up:
-                self._missing.pop(index, None)
-            else:
-                self._missing.setdefault(index, now)
         if not up:
             raise lines.unreachable()
         return up
 
-    def _complain(self) -> None:
-        """Not found is not gone while a server that may have it is away for a moment."""
+    def _away(self) -> list[int]:
+        """The servers that do not answer now."""
         now = time.monotonic()
-        for index, since in self._missing.items():
-            if now - since < _GONE:
+        up = {line.index for line in self._lines.lines(SUBMIT)}
+        away = [index for index in range(len(self._lines.servers)) if index not in up]
+        self._missing = {index: self._missing.get(index, now) for index in away}
+        return away
+
+    def _complain(self) -> None:
+        now = time.monotonic()
+        for index in self._away():
+            if now - self._missing[index] < _GONE:
                 raise Unreachable(f"cannot say what is lost: {self._lines.servers[index].error}")
 
     # ---- cancel
 
     def cancel(self, task_id: str) -> bool:
         own = self._own.get(task_id)
-        if own is None or task_id in self._cancelled:
+        if own is None:
             return False
+        gone = self._cancelled.get(task_id, ())
         for line in self._up().values():
             key = unique(task_id)
             requests = [status_unique_request(key + form) for form in _FORMS]
@@ -146,7 +180,7 @@ class Looking:
             }
             if any(states.values()):
                 return False  # taken, or on its way from one function to the other
-            for form in states:
+            for form in (form for form in states if form not in gone):
                 return self._remove(line, task_id, own, form)
         return False
 
@@ -155,13 +189,11 @@ class Looking:
         gone just now is void, and whoever takes it drops it."""
         names = self._place.names
         key = unique(task_id) + form
-        request = submission(
+        request = background(
             names.delayed if form in DELAYED else names.queue(own.queue, own.priority),
+            key,
             wrap(Wrapped(task_id, own.queue, b"", void=True), self._place.base64),
-            unique=key,
-            background=True,
-            priority=0 if form in DELAYED else own.priority,
-            max_body=MAX_BODY,
+            0 if form in DELAYED else own.priority,
         )
         status = status_unique_request(key)
         self._delivery.ask(line, [request])
@@ -175,7 +207,7 @@ class Looking:
         if status.answer is None or status.answer.args[2:3] == (b"1",):
             return False  # somebody took it in this moment
         self._own.pop(task_id, None)
-        self._cancelled[task_id] = form
+        self._cancelled.setdefault(task_id, []).append(form)
         while len(self._cancelled) > _REMEMBERED:
             del self._cancelled[next(iter(self._cancelled))]
         return True

@@ -20,16 +20,16 @@ import random
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ... import messenger as contract
 from ...errors import ClientClosed, UsageError
 from ...messenger import Batch
-from ...protocols.gearman.client_state import Request, submission
+from ...protocols.gearman.client_state import Request
 from ...traits import Traits
 from ..url import Url
 from .address import LARGEST, MAX_BODY, Place
-from .delivery import SUBMIT, Delivery, Preference, refused
+from .delivery import SUBMIT, Delivery, Preference, background, refused
 from .lines import Lines
 from .reading import READ, Reading
 from .sweeping import Sweeper, drain
@@ -175,9 +175,24 @@ class Messenger(contract.Messenger):
         with self._writing:
             if self._delivery is None or self._out is None:
                 raise ClientClosed(f"{self._place.text} was closed")
-            requests = [self._request(channel, frame) for channel, frame in messages]
-            self._delivery.deliver(requests)
-            refused((request for _, request in requests), f"{len(requests)} frames")
+            requests: list[Request] = []
+            try:
+                self._delivery.deliver(self._requests(messages, requests))
+            except BaseException:
+                # Nobody knows which of them are there. What is written again has other numbers, of other writers, so
+                # that no reader waits for the rest of these.
+                for channel, _ in messages:
+                    self._places.pop(channel, None)
+                raise
+            refused(requests, f"{len(requests)} frames")
+
+    def _requests(
+        self, messages: Sequence[tuple[str, bytes]], made: list[Request]
+    ) -> Iterator[tuple[tuple[int, ...], Request]]:
+        for channel, frame in messages:
+            order, request = self._request(channel, frame)
+            made.append(request)
+            yield order, request
 
     def _request(self, channel: str, frame: bytes) -> tuple[tuple[int, ...], Request]:
         place = self._places.get(channel)
@@ -189,13 +204,8 @@ class Messenger(contract.Messenger):
                 self._places.popitem(last=False)
         else:
             self._places.move_to_end(channel)
-        request = submission(
-            place.function,
-            base64.b64encode(frame) if encoded else frame,
-            unique=f"{place.prefix}{place.next}",
-            background=True,
-            max_body=MAX_BODY,
-        )
+        data = base64.b64encode(frame) if encoded else bytes(frame)
+        request = background(place.function, f"{place.prefix}{place.next}", data)
         place.next += 1
         return place.order, request
 
@@ -215,30 +225,33 @@ class Messenger(contract.Messenger):
         if reading is None:
             raise ClientClosed(f"{self._place.text} was closed")
         lines = reading.lines
+        looked = deadline > began  # who does not wait sees at least what has come
+        asked = None
         while True:
             lines.hush()
-            self._forget_now(reading)
-            reading.listen(cursors)  # here, since a channel may have been forgotten meanwhile
-            busy = reading.advance(limit, cursors)
-            batch = reading.batch(cursors, limit)
+            if asked is None or self._to_forget:
+                self._forget_now(reading)
+                asked = reading.listen(cursors)  # anew, since a channel may have been forgotten meanwhile
+            ready, busy = reading.advance(limit, asked)
             now = time.monotonic()
-            if batch.messages and (not busy or len(batch.messages) >= limit):
-                return batch
+            if ready and (not busy or ready >= limit):
+                return reading.batch(asked, limit)
             if not self._open:
                 raise ClientClosed(f"{self._place.text} was closed")
             if not busy:
                 if reading.woken:
                     reading.woken = False
-                    return batch
+                    return Batch([])
                 up = lines.lines(READ)
-                if not up and (lines.hopeless() or now >= max(began + lines.timeout, deadline - 60.0)):
+                if not up and (lines.hopeless() or now >= began + lines.timeout):
                     raise lines.unreachable()
-                if now >= deadline and (up or not lines.undecided(READ, hopeful=True)):
+                if looked and now >= deadline and (up or not lines.undecided(READ, hopeful=True)):
                     if not up and not lines.undecided(READ):
                         raise lines.unreachable()
-                    return batch
-            until = deadline if now < deadline else now + 0.25
+                    return Batch([])
+            until = deadline if now < deadline else now + 0.25 if looked else now
             lines.pump(min(until, reading.until()))
+            looked = True
 
     # ---- keeping and forgetting
 

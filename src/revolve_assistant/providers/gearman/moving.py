@@ -14,10 +14,10 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ...errors import ProviderError
 from ...protocols.gearman import Kind
-from ...protocols.gearman.client_state import status_unique_request, submission
-from .address import MAX_BODY
-from .delivery import Delivery, refused
+from ...protocols.gearman.client_state import status_unique_request
+from .delivery import Delivery, background, refused
 from .lines import Line
 from .names import DELAYED, READY, suffix, unique
 from .wrapping import Wrapped, wrap
@@ -40,40 +40,37 @@ class Move(NamedTuple):
         forms = DELAYED if self.task.due else READY
         last = suffix(self.after)
         start = forms.index(last) + 1 if last in forms and self.after else 0
-        return [own + form for form in itertools.islice(itertools.cycle(forms), start, start + len(forms))]
+        # The last resort is no form that `state` asks for, but the task runs.
+        return [
+            *(own + form for form in itertools.islice(itertools.cycle(forms), start, start + len(forms))),
+            f"{own}.{os.urandom(1).hex()}",
+        ]
 
 
-def move(delivery: Delivery, line: Line, moves: Sequence[Move], base64: bool) -> list[bool]:
-    """Submit them over this line, in order; which of them are safe with the server now.
-
-    Raises `Overloaded` if one was refused; those that were accepted are there twice then, until their leases end.
-    """
+def move(delivery: Delivery, line: Line, moves: Sequence[Move], base64: bool) -> tuple[list[bool], Exception | None]:
+    """Submit them over this line, in order; which of them are safe with the server now, and why one was refused."""
+    error: Exception | None = None
     done = [False] * len(moves)
     left = [(at, one, one.uniques()) for at, one in enumerate(moves)]
     while left:
         asked = []
         for at, one, uniques in left:
             known = status_unique_request(uniques[0])
-            workload = wrap(one.task, base64)
-            sent = submission(
-                one.function,
-                workload,
-                unique=uniques.pop(0),
-                background=True,
-                priority=one.task.priority,
-                at=one.at,
-                max_body=MAX_BODY,
-            )
+            priority = 0 if one.buried or one.task.due else one.task.priority
+            sent = background(one.function, uniques.pop(0), wrap(one.task, base64), priority, one.at)
             asked.append((at, one, uniques, known, sent))
         delivery.ask(line, [request for *_, known, sent in asked for request in (known, sent)])
-        refused((sent for *_, sent in asked if sent.answer is not None), f"{len(asked)} tasks to hold on")
+        try:
+            refused((sent for *_, sent in asked if sent.answer is not None), f"{len(asked)} tasks to hold on")
+        except ProviderError as problem:
+            error = problem
         left = []
         for at, one, uniques, known, sent in asked:
-            if sent.answer is None or known.answer is None:
+            if not sent.handle or known.answer is None:
                 continue
             taken = known.answer.kind is Kind.STATUS_RES_UNIQUE and known.answer.args[1] == b"1"
             if taken and uniques:
                 left.append((at, one, uniques))
             else:
                 done[at] = not taken
-    return done
+    return done, error

@@ -19,9 +19,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+from typing import Literal, NamedTuple
+
+from ...errors import UsageError
+from ...protocols.gearman.limits import check_function
 
 _OTHER = re.compile(rb"[^A-Za-z0-9._]")
 _ROOM = 200  # characters of a queue's or channel's name; gearmand keeps 512 of the whole
+_CODED = re.compile(rb":([0-9A-F]{2})")
+_PRIORITY = re.compile(r":([pm])([1-9])\Z")
 _UNIQUE = re.compile(r"[A-Za-z0-9._-]{1,60}\Z")
 
 PRIORITIES = range(9, -10, -1)
@@ -35,6 +41,20 @@ def encode(name: str) -> str:
     return text if len(text) <= _ROOM else ":x" + hashlib.sha256(raw).hexdigest()
 
 
+def decode(text: str) -> str:
+    """The name that was encoded; a hash stays one."""
+    raw = text.encode("utf-8", "surrogateescape")
+    return _CODED.sub(lambda found: bytes([int(found[1], 16)]), raw).decode("utf-8", "surrogateescape")
+
+
+class Meaning(NamedTuple):
+    """What a function is to us. `priority` is of tasks of a queue."""
+
+    kind: Literal["queue", "delayed", "buried", "channel", "foreign"]
+    name: str
+    priority: int = 0
+
+
 class Names:
     """The names of one namespace."""
 
@@ -42,6 +62,7 @@ class Names:
         self.prefix = encode(namespace)
         self.delayed = f"{self.prefix}.delayed".encode()
         self.channels = f"{self.prefix}.c.".encode()
+        self.parked = f"{self.prefix}.buried.".encode()
         self._queues: dict[tuple[str, int], bytes] = {}
 
     def queue(self, queue: str, priority: int) -> bytes:
@@ -56,10 +77,38 @@ class Names:
         return name
 
     def buried(self, queue: str) -> bytes:
-        return f"{self.prefix}.buried.{encode(queue)}".encode()
+        return self.parked + encode(queue).encode()
 
     def channel(self, channel: str) -> bytes:
         return self.channels + encode(channel).encode()
+
+    def foreign(self, function: str) -> bytes:
+        """A plain function of other programs. Raises `UsageError` for one of ours, and what gearmand cannot hold."""
+        name = check_function(function)
+        if self.meaning(function).kind != "foreign":
+            raise UsageError(
+                f"the function {function!r} is one that the namespace {self.prefix!r} keeps for itself: choose another "
+                "name, or another namespace (the path of the URL)"
+            )
+        return name
+
+    def meaning(self, function: str) -> Meaning:
+        """What a function on a server is."""
+        if function == self.delayed.decode():
+            return Meaning("delayed", "")
+        for part, kind in _PARTS.items():
+            head = f"{self.prefix}.{part}."
+            if function.startswith(head):
+                name = function[len(head) :]
+                found = _PRIORITY.search(name) if kind == "queue" else None
+                if found is None:
+                    return Meaning(kind, decode(name))
+                number = int(found[2]) if found[1] == "p" else -int(found[2])
+                return Meaning(kind, decode(name[: found.start()]), number)
+        return Meaning("foreign", function)
+
+
+_PARTS: dict[str, Literal["queue", "buried", "channel"]] = {"q": "queue", "buried": "buried", "c": "channel"}
 
 
 def unique(task_id: str) -> str:

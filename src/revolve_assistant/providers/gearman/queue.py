@@ -15,22 +15,25 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ... import engine as contract
-from ...engine import EngineState, Lease, Outcome, Parcel, Sink
-from ...errors import ClientClosed, Overloaded, Unreachable, UsageError
-from ...protocols.gearman.client_state import Request, submission
+from ...engine import Answer, EngineState, Lease, Outcome, Parcel, Sink
+from ...errors import ClientClosed, UsageError
+from ...protocols.gearman.client_state import Request
 from ...protocols.gearman.worker_state import Assignment
 from ...traits import Traits
 from ..url import Url
 from .address import LARGEST, MAX_BODY, Place
+from .calling import Calling
 from .delays import Delays
-from .delivery import SUBMIT, Delivery, Preference, refused
+from .delivery import SUBMIT, Delivery, Preference, background, refused
+from .exposing import Exposing, checked
 from .lines import Line, Lines
 from .looking import Looking
 from .moving import Move, move
-from .names import DELAYED, PRIORITIES, unique
+from .names import DELAYED, PRIORITIES, READY, unique
+from .parked import Buried, buried
 from .taking import Taking
 from .wrapping import Wrapped, unwrap, wrap
 
@@ -43,8 +46,8 @@ _LONGEST_DELAY = 10 * 365 * 86400.0  # seconds
 class Queue(contract.Queue):
     """Tasks on one or several gearmands. One thread calls it; `wake` and `close` may come from any.
 
-    A second task with the id of one that the server holds is one with it, whatever its queue, unless that one was
-    released meanwhile. `deliveries` counts releases; gearmand does not tell how often a worker died with a task.
+    A second task with the id, queue and priority of one that the server holds is one with it, unless that one was
+    delayed or released before. `deliveries` counts releases; that a worker died with it gearmand does not tell.
     """
 
     traits = Traits(
@@ -54,11 +57,14 @@ class Queue(contract.Queue):
         priorities=True,
         max_bytes=LARGEST,
         max_wait=3600.0,
+        foreign=True,
         messenger="gearman://",
     )
 
     def __init__(self, place: Place) -> None:
         self._place = place
+        self._calling: Calling | None = None
+        self._exposed: dict[bytes, str] = {}
         self._pid = 0
         self._open = False
         self._busy = threading.RLock()
@@ -94,6 +100,9 @@ class Queue(contract.Queue):
 
     def close(self) -> None:
         self._open = False
+        calling, self._calling = self._calling, None
+        if calling is not None:
+            calling.close()
         lines = self._lines
         if lines is None:
             return
@@ -127,6 +136,8 @@ class Queue(contract.Queue):
         self._taking = Taking(lines, _TAKE, MAX_BODY)
         self._delays = Delays(lines, self._delivery, place)
         self._looking = Looking(lines, self._delivery, place, self._preference)
+        self._exposing = Exposing(lines, place, self._exposed) if self._exposed else None
+        self._turn = False
         self._names: dict[bytes, str] = {}
         self._queues: tuple[str, ...] = ()
 
@@ -147,30 +158,32 @@ class Queue(contract.Queue):
             if parcel.delay > _LONGEST_DELAY:
                 raise UsageError(f"a delay of {parcel.delay:g} s for task {parcel.id} is more than ten years")
         with self._busy:
-            requests = [self._request(parcel) for parcel in parcels]
-            self._delivery.deliver(requests)
-            self._looking.submitted(zip(parcels, (request for _, request in requests), strict=True))
-            refused((request for _, request in requests), f"{len(requests)} tasks")
+            self._looking.refresh(parcels)
+            requests: list[Request] = []
+            try:
+                self._delivery.deliver(self._requests(parcels, requests))
+            finally:
+                self._looking.submitted(zip(parcels, requests, strict=False))
+            refused(requests, f"{len(requests)} tasks")
+
+    def _requests(self, parcels: Sequence[Parcel], made: list[Request]) -> Iterator[tuple[tuple[int, ...], Request]]:
+        for parcel in parcels:
+            order, request = self._request(parcel)
+            made.append(request)
+            yield order, request
 
     def _request(self, parcel: Parcel) -> tuple[tuple[int, ...], Request]:
         names = self._place.names
         own = unique(parcel.id)
         at, due = None, 0.0
         if parcel.delay > 0:
-            function, form = names.delayed, DELAYED[0]
+            function, form = names.delayed, self._looking.form(parcel.id, DELAYED)
             at, due = _second(parcel.delay)
         else:
-            function, form = names.queue(parcel.queue, parcel.priority), self._looking.form(parcel.id)
+            function, form = names.queue(parcel.queue, parcel.priority), self._looking.form(parcel.id, READY)
         task = Wrapped(parcel.id, parcel.queue, parcel.body, parcel.priority, 0, due)
-        request = submission(
-            function,
-            wrap(task, self._place.base64),
-            unique=own + form,
-            background=True,
-            priority=0 if due else parcel.priority,
-            at=at,
-            max_body=MAX_BODY,
-        )
+        data = wrap(task, self._place.base64)
+        request = background(function, own + form, data, 0 if due else parcel.priority, at)
         return self._preference.order(own.encode()), request
 
     # ---- taking
@@ -181,28 +194,36 @@ class Queue(contract.Queue):
         with self._busy:
             lines = self._joined()
             self._listen(lines, queues)
-            leases: list[Lease] = []
-            while True:
-                self._delays.tend()
-                self._collect(leases, limit)
-                busy = self._taking.ask(limit - len(leases))
-                now = time.monotonic()
-                if leases and not busy:
+            self._turn = not self._turn
+            try:
+                return self._take(lines, limit, began, deadline)
+            finally:
+                for taking in self._takings():
+                    taking.stand_down()
+
+    def _take(self, lines: Lines, limit: int, began: float, deadline: float) -> list[Lease]:
+        leases: list[Lease] = []
+        while True:
+            self._delays.tend()
+            self._collect(lines, leases, limit)
+            busy = self._ask(limit - len(leases))
+            now = time.monotonic()
+            if leases and not busy:
+                return leases
+            if not busy and not leases:
+                if not self._open or lines.hush():
                     return leases
-                if not busy and not leases:
-                    if not self._open or lines.hush():
-                        return leases
-                    hoping = lines.undecided(_TAKE, hopeful=True) and not lines.lines(_TAKE)
-                    if now >= deadline and not hoping:
-                        if not lines.lines(_TAKE) and not lines.undecided(_TAKE):
-                            raise lines.unreachable()
-                        return leases
-                    if now >= began + lines.timeout and not lines.lines(_TAKE):
+                up = lines.lines(_TAKE)
+                if now >= deadline and (up or not lines.undecided(_TAKE, hopeful=True)):
+                    if not up and not lines.undecided(_TAKE):
                         raise lines.unreachable()
-                until = min(self._delays.until(), self._taking.patience())
-                lines.pump(min(until, deadline if now < deadline else now + 0.25))
-                if lines.woken and busy:
-                    deadline = now  # leave, once the grabs are answered
+                    return leases
+                if not up and (lines.hopeless() or now >= began + lines.timeout):
+                    raise lines.unreachable()
+            until = min(self._delays.until(), *[taking.patience() for taking in self._takings()])
+            lines.pump(min(until, deadline if now < deadline else now + 0.25))
+            if lines.woken and busy:
+                deadline = now  # leave, once the grabs are answered
 
     def _listen(self, lines: Lines, queues: Sequence[str]) -> None:
         if self._queues != tuple(queues):
@@ -210,11 +231,29 @@ class Queue(contract.Queue):
             names = self._place.names
             self._names = {names.queue(queue, priority): queue for queue in queues for priority in PRIORITIES}
             self._taking.functions(tuple(self._names))
-        lines.want(self._taking.role)
+        for taking in self._takings():
+            lines.want(taking.role)
         self._delays.start()
 
-    def _collect(self, leases: list[Lease], limit: int) -> None:
-        """Make leases of what has arrived; what nobody asked for stays."""
+    def _takings(self) -> list[Taking]:
+        return [self._taking] if self._exposing is None else [self._taking, self._exposing.taking]
+
+    def _ask(self, room: int) -> bool:
+        """Ask for tasks, and for jobs of exposed functions, one or the other first in turn."""
+        if self._exposing is None:
+            return self._taking.ask(room)
+        takings = self._takings()
+        busy = False
+        for taking in takings if self._turn else reversed(takings):
+            busy = taking.ask(room) or busy
+            room -= sum(line.state.grabs for line in self._lines.lines(taking.role.name)) if self._lines else 0
+        return busy
+
+    def _collect(self, lines: Lines, leases: list[Lease], limit: int) -> None:
+        """Make leases of what has arrived, whose tokens are the job and the task's priority; what nobody asked for
+        stays."""
+        if self._exposing is not None:
+            self._exposing.collect(leases, limit)
         rest = []
         void = []
         for job in self._taking.arrived:
@@ -227,10 +266,10 @@ class Queue(contract.Queue):
             if task.void:
                 void.append(job)
                 continue
-            leases.append(Lease(task.id, task.body, queue, task.deliveries + 1, _Held(job, task.priority)))
+            leases.append(Lease(task.id, task.body, queue, task.deliveries + 1, (job, task.priority)))
         self._taking.arrived = rest
         if void:
-            self._end(void)
+            lines.send(self._end(void))
 
     # ---- holding and settling
 
@@ -239,7 +278,7 @@ class Queue(contract.Queue):
         with self._busy:
             lines = self._joined()
             self._delays.tend()
-            self._echo(lines, {lease.token.job.owner for lease in leases if not lease.token.job.ended}, b"alive")
+            self._echo(lines, {lease.token[0].owner for lease in leases if not lease.token[0].ended}, b"alive")
 
     def settle(self, outcomes: Sequence[tuple[Lease, Outcome]]) -> None:
         """Returns once the servers have it. Raises `Overloaded` for what they do not store; those leases go on."""
@@ -249,8 +288,8 @@ class Queue(contract.Queue):
             ended: list[Assignment] = []
             seen: set[int] = set()
             for lease, outcome in outcomes:
-                job = lease.token.job
-                if job.ended or id(job) in seen:
+                job = lease.token[0]
+                if job.ended or id(job) in seen or lease.name:
                     continue
                 seen.add(id(job))
                 if outcome.kind == "done":
@@ -259,27 +298,28 @@ class Queue(contract.Queue):
                     again[job.owner].append((lease, outcome))
             error: Exception | None = None
             for line, several in again.items():
-                try:
-                    ended += self._resubmit(lines, line, several)
-                except (Overloaded, Unreachable) as problem:
-                    error = problem
-            owners = self._end(ended, {id(lease.token.job) for lease, outcome in outcomes if outcome.kind == "bury"})
+                moved, problem = self._resubmit(lines, line, several)
+                ended += moved
+                error = error or problem
+            owners = self._end(ended, {id(lease.token[0]) for lease, outcome in outcomes if outcome.kind == "bury"})
             self._echo(lines, owners, _SETTLED)
             if error is not None:
                 raise error
 
-    def _resubmit(self, lines: Lines, line: Line, several: list[tuple[Lease, Outcome]]) -> list[Assignment]:
-        """Put released and buried tasks where they belong; the jobs that can be ended now."""
+    def _resubmit(
+        self, lines: Lines, line: Line, several: list[tuple[Lease, Outcome]]
+    ) -> tuple[list[Assignment], Exception | None]:
+        """Put released and buried tasks where they belong; the jobs that can be ended now, and what went wrong."""
         deadline = time.monotonic() + lines.timeout
         while (other := lines.line(SUBMIT, line.index)) is None or not other.up:
             if not line.up:
-                return []
+                return [], None
             if time.monotonic() >= deadline:
-                raise lines.unreachable()
+                return [], lines.unreachable()
             lines.pump(deadline)
         moves = [self._move(lease, outcome) for lease, outcome in several]
-        moved = move(self._delivery, other, moves, self._place.base64)
-        return [lease.token.job for (lease, _), safe in zip(several, moved, strict=True) if safe]
+        moved, error = move(self._delivery, other, moves, self._place.base64)
+        return [lease.token[0] for (lease, _), safe in zip(several, moved, strict=True) if safe], error
 
     def _move(self, lease: Lease, outcome: Outcome) -> Move:
         names = self._place.names
@@ -311,11 +351,42 @@ class Queue(contract.Queue):
         """Wait until each server has read all that was sent on the line, or the line is lost."""
         asked = [line for line in owners if line.up]
         for line in asked:
-            with lines.guarded(line):
-                line.ping(data)
+            lines.attempt(line, line.ping, data)
         lines.send(asked)
         while any(line.up and line.state.pinged for line in asked):
             lines.pump(time.monotonic() + 0.5)
+
+    def buried(self) -> list[Buried]:
+        """The buried tasks, in no order; blocks for a few round trips to each server, and takes what is away as empty.
+
+        gearmand counts each look as the death of a worker, which matters only where it has `--job-retries`.
+        """
+        self._joined()
+        return buried(self._place)
+
+    # ---- functions of other programs, and for them
+
+    def call(self, parcels: Sequence[Parcel], sink: Sink) -> None:
+        calling = self._calling
+        if calling is None:
+            calling = self._calling = Calling(self._place)
+        calling.call(parcels, sink)
+
+    def cancel_call(self, task_id: str) -> bool:
+        calling = self._calling
+        return calling is not None and calling.cancel(task_id)
+
+    def expose(self, names: Iterable[str]) -> None:
+        self._exposed = checked(self._place.names, names)
+        with self._busy:
+            if self._lines is not None:
+                raise UsageError("expose functions before the queue is opened")
+
+    def answer(self, answers: Sequence[tuple[Lease, Answer]]) -> None:
+        with self._busy:
+            lines = self._joined()
+            if self._exposing is not None:
+                self._echo(lines, self._exposing.answer(answers), _SETTLED)
 
     # ---- asking
 
@@ -333,17 +404,6 @@ class Queue(contract.Queue):
         self._joined()
         with self._busy:
             return self._looking.cancel(task_id)
-
-
-class _Held(tuple[Assignment, int]):
-    """The token of a lease: its job, and the task's priority."""
-
-    def __new__(cls, job: Assignment, priority: int) -> _Held:
-        return super().__new__(cls, (job, priority))
-
-    @property
-    def job(self) -> Assignment:
-        return self[0]
 
 
 def _second(delay: float) -> tuple[int | None, float]:

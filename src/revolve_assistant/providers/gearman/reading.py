@@ -12,7 +12,7 @@ import binascii
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from ...messenger import Batch, Message
 from ...protocols.gearman.worker_state import Assignment
@@ -45,52 +45,52 @@ class Reading:
         self._nonce = os.urandom(6).hex().encode()
         self._channels: dict[str, Channel] = {}
         self._functions: dict[bytes, str] = {}
+        self._listening: set[str] = set()
         self._count = self._bytes = 0  # held
         self._largest = 1.0  # bytes of a frame, of late
         self._since_turn = 0
 
-    @property
-    def role(self) -> str:
-        return READ
-
     # ---- reading
 
-    def start(self) -> None:
-        self.lines.want(self._taking.role)
+    def listen(self, cursors: Mapping[str, bytes]) -> list[tuple[Channel, int]]:
+        """Take frames of these channels and of no others; the channels, and the positions after which to read."""
+        if self._listening != cursors.keys():
+            names = self.place.names
+            for name in cursors:
+                if name not in self._channels:
+                    self._channels[name] = Channel(name)
+                    self._functions[names.channel(name)] = name
+            self._taking.only(names.channel(name) for name in cursors)
+            self._listening = set(cursors)
+            self.lines.want(self._taking.role)
+        asked = [(self._channels[name], self._position(cursor)) for name, cursor in cursors.items()]
+        for channel, position in asked:
+            channel.seen = max(channel.seen, position)
+        return asked
 
-    def listen(self, channels: Iterable[str]) -> None:
-        """Take frames of these channels and of no others."""
-        names = self.place.names
-        for name in channels:
-            if name not in self._channels:
-                self._channels[name] = Channel(name)
-                self._functions[names.channel(name)] = name
-        self._taking.only(names.channel(name) for name in channels)
-        self.start()
-
-    def advance(self, limit: int, channels: Mapping[str, bytes]) -> bool:
-        """Take what has come, ask for more; whether answers are due that are worth waiting for."""
+    def advance(self, limit: int, asked: Sequence[tuple[Channel, int]]) -> tuple[int, bool]:
+        """Take what has come, ask for more; how many frames there are to be read, and whether answers are due that are
+        worth waiting for."""
         now = time.monotonic()
-        asked = [self._channels[name] for name in channels]
-        for channel, cursor in zip(asked, channels.values(), strict=True):
-            channel.seen = max(channel.seen, self._position(cursor))
         self._collect(now)
         holes = any(channel.holes for channel in self._channels.values())
         if holes:
             self._give_up(now)
-        ready = sum(len(channel.after(self._position(cursor))) for channel, cursor in zip(asked, channels.values()))
+        ready = 0
+        for channel, position in asked:
+            ready += channel.count_after(position)
         room = _FOLLOW if holes else min(limit - ready, WINDOW[0])
         if room <= 0:
-            return False
+            return ready, False
         most, size = PENDING if holes else WINDOW
         if self._count + room > most or self._bytes + self._largest > size:
-            self._make_room(asked, room)
+            self._make_room([channel for channel, _ in asked], room)
         room = min(room, max(most - self._count, 0 if ready else 1))
         room = min(room, max(int((size - self._bytes) / self._largest), 0 if ready else 1))
         if self._since_turn >= _TURN:
             self._since_turn = 0
             self._taking.rotate()
-        return self._taking.ask(room)
+        return ready, self._taking.ask(room)
 
     def until(self) -> float:
         """When to call `advance` again, at the latest (monotonic seconds)."""
@@ -99,9 +99,9 @@ class Reading:
         due = self._taking.patience()
         return due if hole is None else min(due, max(hole + GRACE, now + 0.02))
 
-    def batch(self, cursors: Mapping[str, bytes], limit: int) -> Batch:
-        """Up to `limit` messages after the cursors, each channel in its turn."""
-        found = [self._channels[name].after(self._position(cursor)) for name, cursor in cursors.items()]
+    def batch(self, asked: Sequence[tuple[Channel, int]], limit: int) -> Batch:
+        """Up to `limit` messages after the positions, each channel in its turn."""
+        found = [channel.after(position) for channel, position in asked]
         total = sum(len(entries) for entries in found)
         if total > limit:
             share = max(1, limit // max(1, sum(map(bool, found))))
@@ -117,8 +117,8 @@ class Reading:
         nonce = self._nonce
         return Batch(
             [
-                Message(name, entry.frame, b"%b.%d" % (nonce, entry.position))
-                for name, entries in zip(cursors, found, strict=True)
+                Message(channel.name, entry.frame, b"%b.%d" % (nonce, entry.position))
+                for (channel, _), entries in zip(asked, found, strict=True)
                 for entry in entries
             ]
         )
@@ -134,7 +134,8 @@ class Reading:
             self._complete(channel.drop_all())
             function = self.place.names.channel(name)
             del self._channels[name], self._functions[function]
-            self._taking.only(each for each in self._functions)
+            self._listening.discard(name)
+            self._taking.only(each for each in self._taking.current if each != function)
         else:
             self._complete(channel.drop(self._position(upto)))
 
@@ -143,8 +144,7 @@ class Reading:
         deadline = time.monotonic() + patience
         asked = self.lines.lines(READ)
         for line in asked:
-            with self.lines.guarded(line):
-                line.ping(b"bye")
+            self.lines.attempt(line, line.ping, b"bye")
         self.lines.send(asked)
         while any(line.up and line.state.pinged for line in asked) and time.monotonic() < deadline:
             self.lines.pump(deadline)
@@ -182,7 +182,8 @@ class Reading:
 
     def _give_up(self, now: float) -> None:
         """Stop waiting for frames that will hardly come."""
-        drained = self._taking.asleep()
+        # A server that is away may come back with some of them, if it stores what it has.
+        drained = self._taking.asleep() and len(self.lines.lines(READ)) == len(self.lines.servers)
         full = self._count >= PENDING[0] or self._bytes >= PENDING[1]
         for channel in self._channels.values():
             if channel.holes:

@@ -1,13 +1,16 @@
 """Taking jobs from several servers: grabs, sleeps and wakes on the lines of one role.
 
 A grab is a promise to take what it brings, so that no more of them are under way than there is room for: servers that
-may have something are asked in turn, and one that has nothing sleeps until it says NOOP. If a server does not answer
-in time the next one is asked; what it assigns later is kept for the next time.
+may have something are asked in turn, and one that has nothing sleeps until it says NOOP, at which one job is grabbed at
+once if there is room. If a server does not answer in time the next one is asked; what it assigns later is kept for the
+next time.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
+import re
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,6 +19,7 @@ from ...protocols.gearman.worker_state import Assignment, WorkerState
 from .lines import Line, Lines, Role
 
 _SLOW = 0.25  # seconds after which the answer to a grab is not waited for
+_CLIENT_ID = re.compile(r"[^!-~]")
 _NUDGE = 10.0  # seconds of sleep after which a server is asked all the same
 
 
@@ -31,6 +35,11 @@ class Taking:
         self._asked: dict[Line, float] = {}  # since when grabs are under way
         self._slept: dict[Line, float] = {}
 
+    @property
+    def current(self) -> tuple[bytes, ...]:
+        """The functions of which jobs are taken, the first ones first."""
+        return self._functions
+
     def functions(self, functions: Sequence[bytes]) -> None:
         """Take jobs of these, the first ones first as far as the server does that."""
         wanted = tuple(functions)
@@ -38,7 +47,7 @@ class Taking:
             self._functions = wanted
             for line in self._lines.lines(self.role.name):
                 line.state.reset()
-                self._up(line)
+                self._can(line)
                 self._lines.send([line])
 
     def only(self, functions: Iterable[bytes]) -> None:
@@ -75,11 +84,15 @@ class Taking:
         now = time.monotonic()
         busy = False
         for line in lines:
-            if line.state.grabs and now - self._asked.setdefault(line, now) < _SLOW:
+            if not line.state.grabs:
+                self._asked.pop(line, None)
+            elif now - self._asked.setdefault(line, now) < _SLOW:
                 busy = True
                 room -= line.state.grabs
-        start = next(self._turn) % len(lines) if lines else 0
-        for line in lines[start:] + lines[:start]:
+        if len(lines) > 1:
+            start = next(self._turn) % len(lines)
+            lines = lines[start:] + lines[:start]
+        for line in lines:
             state: WorkerState = line.state
             if state.grabs:
                 continue
@@ -93,14 +106,30 @@ class Taking:
                     self._asked[line] = now
                     room -= state.grabs
                     busy = busy or bool(state.grabs)
+            if state.asleep:
+                state.stand_by(room > 0)
+                room -= 1
         return busy
+
+    def stand_down(self) -> None:
+        """Nobody is there to take a job for which a server wakes us."""
+        for line in self._lines.lines(self.role.name):
+            line.state.stand_by(False)
 
     def patience(self) -> float:
         """When `ask` should be called again, at the latest (monotonic seconds)."""
         now = time.monotonic()
-        slow = (since + _SLOW for line, since in self._asked.items() if line.state.grabs and now < since + _SLOW)
-        nudges = (since + _NUDGE for since in self._slept.values())
-        return min(itertools.chain(slow, nudges), default=float("inf"))
+        due = float("inf")
+        for line, since in self._asked.items():
+            if line.state.grabs and now < since + _SLOW < due:
+                due = since + _SLOW
+        for since in self._slept.values():
+            due = min(due, since + _NUDGE)
+        return due
+
+    def resting(self) -> bool:
+        """Whether nothing has arrived, and nothing will before a server wakes us."""
+        return not self.arrived and self.asleep()
 
     def nudge(self) -> None:
         """Have every server asked once more, though it sleeps."""
@@ -108,6 +137,10 @@ class Taking:
             line.state.nudge()
 
     def _up(self, line: Line) -> None:
+        line.state.client_id(_CLIENT_ID.sub("_", f"{os.uname().nodename}:{os.getpid()}")[:200])
+        self._can(line)
+
+    def _can(self, line: Line) -> None:
         # gearmand before 2.0 looks at the function first that was named last.
         for function in reversed(self._functions):
             line.state.can_do(function)

@@ -36,16 +36,11 @@ class Wrapped(NamedTuple):
 
 
 def wrap(task: Wrapped, base64_encoded: bool = False) -> bytes:
-    texts = [_cut(text) for text in (task.id, task.queue, task.reason)]
-    head = _HEAD.pack(
-        _VERSION,
-        _VOID if task.void else 0,
-        max(-9, min(9, task.priority)),
-        min(task.deliveries, 0xFFFF),
-        task.due,
-        *map(len, texts),
-    )
-    data = b"".join((head, *texts, task.body))
+    id, queue, reason = _cut(task.id), _cut(task.queue), _cut(task.reason)
+    priority, deliveries = max(-9, min(9, task.priority)), min(task.deliveries, 0xFFFF)
+    flags = _VOID if task.void else 0
+    head = _HEAD.pack(_VERSION, flags, priority, deliveries, task.due, len(id), len(queue), len(reason))
+    data = b"".join((head, id, queue, reason, task.body))
     return base64.b64encode(data) if base64_encoded else data
 
 
@@ -59,14 +54,22 @@ def unwrap(unique: bytes, queue: str, data: bytes) -> Wrapped:
             plain = b""
     if len(plain) < _HEAD.size or plain[0] != _VERSION:
         return Wrapped(_text(unique), queue, data)
-    _, flags, priority, deliveries, due, *lengths = _HEAD.unpack_from(plain)
-    if _HEAD.size + sum(lengths) > len(plain) or not -9 <= priority <= 9 or not 0 <= due < 1e11:
+    _, flags, priority, deliveries, due, id, name, reason = _HEAD.unpack_from(plain)
+    id += _HEAD.size  # the ends
+    name += id
+    reason += name
+    if reason > len(plain) or not -9 <= priority <= 9 or not 0 <= due < 1e11:
         return Wrapped(_text(unique), queue, data)
-    texts, at = [], _HEAD.size
-    for length in lengths:
-        texts.append(_text(plain[at : at + length]))
-        at += length
-    return Wrapped(texts[0], texts[1], plain[at:], priority, deliveries, due, texts[2], bool(flags & _VOID))
+    return Wrapped(
+        _text(plain[_HEAD.size : id]),
+        _text(plain[id:name]),
+        plain[reason:],
+        priority,
+        deliveries,
+        due,
+        _text(plain[name:reason]) if reason > name else "",
+        bool(flags & _VOID),
+    )
 
 
 def _cut(text: str) -> bytes:
