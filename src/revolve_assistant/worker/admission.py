@@ -105,7 +105,7 @@ class Admission:
                 raise ProtocolError(f"task {envelope.id} came under another name")
         except Untrusted as error:
             if error.reason == "newer version":  # perhaps: somebody newer may know, but not for ever
-                held = Held(worker, lease, inbox, None)
+                held = held_of(worker, lease, inbox, None)
                 held.unknown(str(error))
                 return held
             return self._refuse(lease, inbox, str(error))

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
+from ..engine import Outcome
 from ..errors import Overloaded, ProviderError, UsageError
 from ..pool.threads import OurThread
 from ..wire import frames as wire
@@ -31,6 +32,7 @@ GATHER = 0.002  # seconds that it is gathered
 MESSAGE = 256 << 10  # bytes of events after which a message is closed
 ELSEWHERE = 5.0  # seconds that a task's other messenger may be away before what was written to it is given up
 PAUSES = (0.05, 5.0)  # seconds between attempts: first, most
+AGAIN = 10.0  # seconds until a task runs again whose end could not be said
 
 
 class Speaker:
@@ -100,8 +102,9 @@ class Speaker:
             self._busy = len(taken) >= MANY
             try:
                 self._speak(taken)
-            except Exception:
-                log.exception("what tasks said could not be written; their leases end by themselves")
+            except Exception as error:
+                log.exception("what %d tasks said could not be written", len(taken))
+                self._give_up(taken, error)
 
     def _speak(self, taken: list[_Taken]) -> None:
         worker = self._worker
@@ -148,6 +151,13 @@ class Speaker:
             except Exception as error:  # its address comes from a task: whatever it is, it concerns that task alone
                 log.error("what a task wrote to %s is lost: %s", address, error)
 
+    def _give_up(self, taken: list[_Taken], error: Exception) -> None:
+        """What was to be said is gone: run those tasks again whose end was among it, some day, and free their places."""
+        over = [each.held for each in taken if each.ended]
+        for held in over:
+            held.outcome = Outcome("release", AGAIN, reason=f"{type(error).__name__}: {error}")
+        self._worker.over(over, True)
+
     def _gather(self, inbox: str, taken: list[_Taken], messages: list[tuple[str, bytes]]) -> None:
         frames: list[Any] = []
         size = 0
@@ -177,8 +187,18 @@ class Speaker:
             if len(frames) > 1:
                 for frame in frames:
                     self._close(inbox, [frame], messages, messenger)
-            else:
-                self._close(inbox, [_shortened(frames[0], error)], messages, messenger)
+                return
+            id, run, first, records = frames[0]
+            if len(records) > 1:
+                half = len(records) // 2
+                self._close(inbox, [(id, run, first, records[:half])], messages, messenger)
+                self._close(inbox, [(id, run, first + half if first else 0, records[half:])], messages, messenger)
+            elif first and records[0][0] in wire.ENDS:
+                problem = UsageError(f"the end of task {id} does not fit: {error}")
+                last = (wire.FAILED, pack_error(problem), records[0][-1])
+                self._close(inbox, [(id, run, first, [last])], messages, messenger)
+            else:  # what is missing shows as a gap
+                log.warning("an event of task %s was left out: %s", id, error)
 
     def _write(
         self, messages: list[tuple[str, bytes]], other: Messenger | None = None, deadline: float = float("inf")
@@ -235,13 +255,3 @@ def _take_elsewhere(streams: dict[str, Stream]) -> list[tuple[str, int, list[Any
             stream.next += len(stream.records)
             stream.records, stream.size = [], 0
     return found
-
-
-def _shortened(frame: Any, error: Exception) -> Any:
-    """A frame whose last record, too large for the messenger, is replaced by why it is missing."""
-    id, run, first, records = frame
-    last = records[-1]
-    if last[0] in wire.ENDS:
-        problem = UsageError(f"the result of task {id} does not fit: {error}")
-        return (id, run, first, [*records[:-1], (wire.FAILED, pack_error(problem), [])])
-    return (id, run, first + len(records), [])

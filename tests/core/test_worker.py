@@ -1,0 +1,1075 @@
+"""A Client on a queue and the Worker that serves it, in one process over `memory://`: what a task says, hears, becomes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+from revolve_assistant import (
+    Client,
+    ClientClosed,
+    NotCarriable,
+    Overloaded,
+    RemoteError,
+    Retry,
+    Task,
+    TaskCancelled,
+    TaskLost,
+    TaskRestarted,
+    TaskStalled,
+    TaskTimeout,
+    Unreachable,
+    UsageError,
+    ask,
+    current_task,
+    emit,
+    report,
+    track,
+)
+from revolve_assistant.caller import reckoning
+from revolve_assistant.engine import Outcome, Parcel
+from revolve_assistant.errors import UnknownTask, Untrusted
+from revolve_assistant.providers.memory import Messenger, Queue
+from revolve_assistant.wire import envelope
+from revolve_assistant.wire.secret import keyring
+from revolve_assistant.worker import Worker
+
+SECRET = "a secret of these tests only"
+LONG = 30.0  # seconds that nothing here takes
+numbers = itertools.count()
+
+
+@pytest.fixture
+def place() -> str:
+    return f"memory://worker-{next(numbers)}"
+
+
+@pytest.fixture(params=["process", "thread"])
+def pool(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def a_worker(place: Any, pool: str = "process", **options: Any) -> Worker:
+    return Worker(place, pool=pool, **{"secret": SECRET, "concurrency": 1, "grace": 10.0, **options})
+
+
+def a_client(place: Any, **options: Any) -> Client:
+    return Client(place, **{"secret": SECRET, **options})
+
+
+def eventually(found: Callable[[], Any], what: str, seconds: float = LONG) -> Any:
+    deadline = time.monotonic() + seconds
+    pause = threading.Event()
+    while not (value := found()):
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        pause.wait(0.01)
+    return value
+
+
+def names(task: Task[Any]) -> list[str]:
+    return [event.name for event in task.events()]
+
+
+# --- what is run
+
+
+def double(value: Any) -> Any:
+    return value * 2
+
+
+def story() -> str:
+    emit("chapter", 1, "one", b"\0", None, 2.5, [1, {"a": 2}])
+    report(0.5, "half")
+    emit("own", Own(3))
+    return "end"
+
+
+class Own:
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Own) and other.value == self.value
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def counting(count: int) -> Iterator[int]:
+    yield from range(count)
+    return count
+
+
+async def waiting(value: str) -> str:
+    emit("awaiting", value)
+    await asyncio.sleep(0)
+    return value
+
+
+async def talk_async() -> Any:
+    running = current_task()
+    emit("ready")
+    return (await running.receive_async(LONG)).args[0]
+
+
+def fail(text: str = "on purpose") -> None:
+    raise ValueError(text)
+
+
+def tracked(count: int) -> int:
+    return sum(track(range(count), "adding"))
+
+
+def die(folder: str) -> None:
+    Path(folder, f"{time.monotonic_ns()}").touch()
+    emit("dying", os.getpid())
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def until_stopped() -> str:
+    running = current_task()
+    emit("up")
+    while not running.cancel_requested:
+        time.sleep(0.005)
+    return "stopped nicely"
+
+
+def until_interrupted() -> None:
+    emit("up")
+    while True:
+        time.sleep(0.005)
+
+
+def stubborn() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    emit("up")
+    while True:
+        try:
+            while True:
+                time.sleep(0.005)
+        except BaseException:
+            emit("no")
+
+
+def conversation() -> list[Any]:
+    running = current_task()
+    emit("up")
+    found = [ask("name?", timeout=LONG)]
+    while len(found) < 4:
+        found.append(running.receive(LONG).args[0])
+    return found
+
+
+def twice(folder: str) -> int:
+    """Fails at the first attempt."""
+    marks = len(os.listdir(folder))
+    Path(folder, str(marks)).touch()
+    emit("attempt", marks)
+    if not marks:
+        raise OSError("not yet")
+    return current_task().attempt
+
+
+def twice_after(folder: str) -> int:
+    if not os.listdir(folder):
+        Path(folder, "tried").touch()
+        raise Retry(after=0.01)
+    return 2
+
+
+def items_twice(folder: str) -> Iterator[int]:
+    first = not os.listdir(folder)
+    Path(folder, "tried").touch()
+    yield 1
+    if first:
+        raise OSError("not yet")
+    yield 2
+
+
+def unpicklable() -> Any:
+    return threading.Lock()
+
+
+def printing() -> str:
+    print("to stdout")
+    print("to stderr", file=sys.stderr)
+    logging.getLogger("printing").warning("to the log")
+    return "printed"
+
+
+def big(size: int) -> bytes:
+    emit("big", b"x" * min(size, 1 << 19))
+    return b"y" * size
+
+
+def waits_for(path: str) -> str:
+    emit("up")
+    while not os.path.exists(path):
+        time.sleep(0.005)
+    return path
+
+
+def note(path: str, word: str) -> None:
+    with open(path, "a") as file:
+        file.write(word + "\n")
+
+
+def silent() -> None:
+    emit("up")
+    time.sleep(60)
+
+
+class Grumpy(Exception):
+    def __reduce__(self) -> Any:
+        raise TypeError("this error does not travel")
+
+
+def raise_grumpy() -> None:
+    raise Grumpy("grr")
+
+
+# --- the story of a task
+
+
+def test_a_task_tells_its_story_in_order_and_then_its_result(place, pool):
+    with a_worker(place, pool), a_client(place) as client:
+        task = client.submit(story)
+        events = list(task.events())
+        assert [event.name for event in events] == ["started", "chapter", "progress", "own", "succeeded"]
+        assert events[1].args == (1, "one", b"\0", None, 2.5, [1, {"a": 2}])
+        assert events[2].args[0].fraction == 0.5
+        assert events[3].args == (Own(3),)
+        assert [event.seq for event in events] == [1, 2, 3, 4, 5]
+        assert {event.attempt for event in events} == {1}
+        assert task.result() == "end"
+        assert task.state == "succeeded"
+
+
+@pytest.mark.parametrize("kind", ["process", "thread", "inline"])
+@pytest.mark.parametrize("value", [None, 7, "ä", b"\xff", 1.5, [1], {"a": 1}, Own(1), "\ud800", 1 << 80], ids=repr)
+def test_results_come_back_as_they_are(place, kind, value):
+    with a_worker(place, kind), a_client(place) as client:
+        assert client.submit(double if isinstance(value, int) else same, value).result(LONG) == (
+            value * 2 if isinstance(value, int) else value
+        )
+
+
+def same(value: Any) -> Any:
+    return value
+
+
+def test_a_lambda_and_a_closure_travel_by_value(place, pool):
+    with a_worker(place, pool), a_client(place) as client:
+        outer = 20
+        assert client.submit(lambda value: value + outer, 3).result(LONG) == 23
+
+
+def test_a_failure_comes_back_with_its_traceback(place, pool):
+    with a_worker(place, pool), a_client(place) as client:
+        task = client.submit(fail, "boom")
+        with pytest.raises(ValueError, match="boom"):
+            task.result(LONG)
+        assert names(task) == ["started", "failed"]
+        assert task.state == "failed"
+
+
+def test_an_error_that_cannot_travel_is_a_remote_error(place, pool):
+    with a_worker(place, pool), a_client(place) as client:
+        with pytest.raises(RemoteError, match="grr"):
+            client.submit(raise_grumpy).result(LONG)
+
+
+def test_a_result_that_cannot_travel_says_so(place, pool):
+    with a_worker(place, pool), a_client(place) as client:
+        with pytest.raises(NotCarriable, match="lock"):
+            client.submit(unpicklable).result(LONG)
+
+
+def test_a_generator_streams_its_items(place, pool):
+    with a_worker(place, pool), a_client(place) as client:
+        task = client.submit(counting, 100)
+        assert list(task.items()) == list(range(100))
+        assert task.result(LONG) == 100
+
+
+def test_a_coroutine_function_runs_where_it_should(place, pool):
+    with a_worker(place, pool), a_client(place) as client:
+        tasks = [client.submit(waiting, str(number)) for number in range(20)]
+        assert [task.result(LONG) for task in tasks] == [str(number) for number in range(20)]
+        assert names(tasks[0]) == ["started", "awaiting", "succeeded"]
+
+
+def test_many_coroutines_run_at_once_in_one_child(place):
+    with a_worker(place), a_client(place) as client:
+        tasks = [client.submit(talk_async) for _ in range(10)]
+        for task in tasks:
+            next(iter(task.events("ready")))  # all of them wait at the same time
+        for number, task in enumerate(tasks):
+            task.send("word", number)
+        assert [task.result(LONG) for task in tasks] == list(range(10))
+
+
+def test_progress_of_track_ends_at_one(place, pool):
+    with a_worker(place, pool), a_client(place) as client:
+        task = client.submit(tracked, 1000)
+        assert task.result(LONG) == 499500
+        assert task.progress is not None and task.progress.fraction == 1.0
+
+
+def test_a_big_result_and_event_go_in_pieces(place):
+    narrow = _narrow(5000)
+    with a_worker(place, messenger=narrow(place)), a_client(place, messenger=narrow(place)) as client:
+        task = client.submit(big, 3_000_000)
+        assert task.result(LONG) == b"y" * 3_000_000
+        assert len(next(iter(task.events("big"))).args[0]) == 1 << 19
+
+
+def test_a_result_too_large_for_the_messenger_fails_and_says_so(place):
+    narrow = _narrow(200)  # 4,096 pieces of 200 bytes at most
+    with a_worker(place, messenger=narrow(place)), a_client(place, messenger=narrow(place)) as client:
+        with pytest.raises(UsageError, match="does not fit"):
+            client.submit(big_alone, 3_000_000).result(LONG)
+        assert client.submit(double, 4).result(LONG) == 8  # and the worker goes on
+
+
+def big_alone(size: int) -> bytes:
+    emit("small")
+    return b"y" * size
+
+
+def test_an_event_too_large_for_the_messenger_is_a_gap(place):
+    narrow = _narrow(100)
+    with a_worker(place, messenger=narrow(place)), a_client(place, messenger=narrow(place)) as client:
+        task = client.submit(big, 600_000)
+        events = list(task.events())
+        assert [event.name for event in events] == ["started", "gap", "failed"]
+        assert events[1].args == (1,)
+
+
+def test_a_messenger_that_breaks_in_an_unheard_of_way_blocks_nobody(place, monkeypatch, caplog):
+    from revolve_assistant.worker import speaker
+
+    class Odd(Messenger):
+        wrong = 0
+
+        def write(self, messages: Any) -> None:
+            if Odd.wrong:
+                Odd.wrong -= 1
+                raise KeyError("what a library may raise")
+            super().write(messages)
+
+    monkeypatch.setattr(speaker, "AGAIN", 0.01)
+    with a_worker(place, "inline", messenger=Odd(place.removeprefix("memory://"))) as worker, a_client(place) as client:
+        assert client.submit(double, 1).result(LONG) == 2
+        Odd.wrong = 1
+        task = client.submit(double, 2)
+        assert task.result(LONG) == 4  # in a second run
+        assert not worker.taker.held or client.submit(double, 3).result(LONG) == 6
+    assert "could not be written" in caplog.text
+
+
+def _narrow(limit: int) -> Callable[[str], Messenger]:
+    class Narrow(Messenger):
+        traits = msgspec.structs.replace(Messenger.traits, max_bytes=limit)
+
+    return lambda place: Narrow(place.removeprefix("memory://"))
+
+
+def test_captured_output_comes_as_events(place):
+    with a_worker(place), a_client(place) as client:
+        task = client.options(capture=True).submit(printing)
+        assert task.result(LONG) == "printed"
+        found = {event.name: event.args for event in task.events()}
+        assert found["output"] == ("to stdout\n",)
+        assert found["error_output"] == ("to stderr\n",)
+        assert found["log"][1:] == ("printing", "to the log")
+
+
+# --- async callers
+
+
+def test_the_same_from_asyncio(place, pool):
+    async def main() -> None:
+        async with a_client(place) as client:
+            task = client.submit(counting, 5)
+            await task.queued()
+            assert [item async for item in task.items()] == [0, 1, 2, 3, 4]
+            assert await task == 5
+            assert [event.name async for event in task.events()][-1] == "succeeded"
+            with pytest.raises(ValueError, match="on purpose"):
+                await client.submit(fail)
+
+    with a_worker(place, pool):
+        asyncio.run(main())
+
+
+def test_the_same_from_trio(place, pool):
+    async def main() -> None:
+        async with a_client(place) as client:
+            task = client.submit(counting, 5)
+            await task.queued()
+            assert [item async for item in task.items()] == [0, 1, 2, 3, 4]
+            assert await task == 5
+            with pytest.raises(ValueError, match="on purpose"):
+                await client.submit(fail)
+
+    with a_worker(place, pool):
+        trio.run(main)
+
+
+# --- stopping
+
+
+def test_the_flag_stops_who_looks_at_it(place, pool):
+    with a_worker(place, pool), a_client(place) as client:
+        task = client.submit(until_stopped)
+        next(iter(task.events("up")))
+        assert task.cancel()
+        with pytest.raises(TaskCancelled):
+            task.result(LONG)
+        assert list(task.events())[-1].args == ("flag",)
+
+
+def test_an_exception_stops_who_does_not_look(place):
+    with a_worker(place), a_client(place) as client:
+        task = client.submit(until_interrupted)
+        next(iter(task.events("up")))
+        assert task.cancel()
+        with pytest.raises(TaskCancelled):
+            task.result(LONG)
+        assert list(task.events())[-1].args == ("exception",)
+
+
+def test_the_last_rung_stops_anybody_and_the_worker_goes_on(place):
+    worker = a_worker(place)
+    worker.engine.ladder.deadlines = (0.05, 0.1, 0.1)
+    with worker, a_client(place) as client:
+        task = client.submit(stubborn)
+        next(iter(task.events("up")))
+        assert task.cancel()
+        with pytest.raises(TaskCancelled):
+            task.result(LONG)
+        assert list(task.events())[-1].args == ("SIGKILL",)
+        assert client.submit(double, 1).result(LONG) == 2
+
+
+def test_an_untaken_task_is_taken_back(place):
+    with a_client(place) as client:
+        task = client.submit(double, 1)
+        task.queued()
+        assert task.cancel()
+        with pytest.raises(TaskCancelled):
+            task.result(LONG)
+        assert names(task) == ["cancelled"]
+        assert not task.cancel()
+
+
+def test_a_task_cancelled_at_once_is_never_sent(place):
+    with a_client(place) as client:
+        tasks = [client.submit(double, number) for number in range(50)]
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with pytest.raises(TaskCancelled):
+                task.result(LONG)
+
+
+def test_a_task_that_waits_for_its_next_attempt_can_be_cancelled(place, pool, tmp_path):
+    with a_worker(place, pool), a_client(place) as client:
+        task = client.options(retries=1, backoff=LONG).submit(twice, str(tmp_path))
+        next(iter(task.events("retrying")))
+        assert task.state == "pending"
+        assert task.cancel()
+        with pytest.raises(TaskCancelled):
+            task.result(5.0)
+        assert len(os.listdir(tmp_path)) == 1
+
+
+# --- talking
+
+
+def test_question_answer_and_messages(place, pool):
+    with a_worker(place, pool), a_client(place) as client:
+        task = client.submit(conversation)
+        task.send("word", "early")  # kept until it starts
+        question = next(iter(task.events("question")))
+        assert question.args[1] == "name?"
+        task.send("answer", "Ada")
+        task.send("word", "second")
+        task.send("word", Own(3))
+        assert task.result(LONG) == ["Ada", "early", "second", Own(3)]
+        assert not task.send("word", "late")
+
+
+def test_what_is_sent_between_two_attempts_reaches_the_second(place, pool, tmp_path):
+    with a_worker(place, pool), a_client(place) as client:
+        task = client.options(retries=1, backoff=0.2).submit(hears_twice, str(tmp_path))
+        next(iter(task.events("retrying")))
+        task.send("word", "between")
+        assert task.result(LONG) == "between"
+
+
+def hears_twice(folder: str) -> Any:
+    if not os.listdir(folder):
+        Path(folder, "tried").touch()
+        raise OSError("not yet")
+    return current_task().receive(LONG).args[0]
+
+
+def test_the_stacks_of_a_running_task(place, pool):
+    with a_worker(place, pool), a_client(place) as client:
+        task = client.submit(until_stopped)
+        next(iter(task.events("up")))
+        text = client._engine.stack(task._parcel)
+        assert "until_stopped" in text
+        task.cancel()
+        with pytest.raises(TaskCancelled):
+            task.result(LONG)
+
+
+# --- trying again, and limits
+
+
+def test_a_failure_is_tried_again(place, pool, tmp_path):
+    with a_worker(place, pool), a_client(place) as client:
+        task = client.options(retries=2, backoff=0.01).submit(twice, str(tmp_path))
+        assert task.result(LONG) == 2
+        events = list(task.events())
+        assert [event.name for event in events] == ["started", "attempt", "retrying", "started", "attempt", "succeeded"]
+        assert [event.attempt for event in events] == [1, 1, 1, 2, 2, 2]
+        assert "not yet" in events[2].args[0]
+
+
+def test_retry_after_says_when(place, pool, tmp_path):
+    with a_worker(place, pool), a_client(place) as client:
+        task = client.options(retries=1, backoff=LONG).submit(twice_after, str(tmp_path))
+        assert task.result(LONG) == 2
+        assert next(iter(task.events("retrying"))).args[1] == 0.01
+
+
+def test_retry_on_and_a_backoff_function_travel(place, pool, tmp_path):
+    with a_worker(place, pool), a_client(place) as client:
+        kept = client.options(retries=3, retry_on=KeyError, backoff=lambda attempt: 0.01)
+        with pytest.raises(ValueError, match="on purpose"):
+            kept.submit(fail).result(LONG)
+        assert kept.options(retry_on=OSError).submit(twice, str(tmp_path)).result(LONG) == 2
+
+
+def test_items_of_a_second_attempt_are_never_mixed_in(place, pool, tmp_path):
+    with a_worker(place, pool), a_client(place) as client:
+        task = client.options(retries=1, backoff=0.01).submit(items_twice, str(tmp_path))
+        seen = []
+        with pytest.raises(TaskRestarted):
+            for item in task.items():
+                seen.append(item)
+        assert seen == [1]
+        task.result(LONG)
+
+
+def test_a_timeout_ends_an_attempt(place):
+    with a_worker(place), a_client(place) as client:
+        task = client.options(timeout=0.3).submit(until_interrupted)
+        with pytest.raises(TaskTimeout, match="0.3"):
+            task.result(LONG)
+        assert client.submit(double, 1).result(LONG) == 2
+
+
+def test_a_timeout_is_worth_another_attempt(place):
+    with a_worker(place), a_client(place) as client:
+        task = client.options(timeout=0.2, retries=1, backoff=0.01).submit(until_interrupted)
+        with pytest.raises(TaskTimeout):
+            task.result(LONG)
+        assert names(task).count("started") == 2
+
+
+def test_a_stall_ends_an_attempt(place):
+    with a_worker(place), a_client(place) as client:
+        with pytest.raises(TaskStalled, match="'up'"):
+            client.options(stall=1.0).submit(silent).result(LONG)
+
+
+def test_a_dead_child_is_another_attempt_and_the_third_is_buried(place, tmp_path):
+    with a_worker(place), a_client(place) as client:
+        task = client.submit(die, str(tmp_path))
+        with pytest.raises(TaskLost, match="SIGKILL") as found:
+            task.result(LONG)
+        assert "3 children died" in str(found.value.__notes__)
+        assert task.state == "failed"
+        events = [event.name for event in task.events()]
+        assert events.count("started") == 3
+        assert events.count("retrying") == 2
+        assert events[-1] == "failed"
+        assert len(os.listdir(tmp_path)) == 3
+        assert client.submit(double, 1).result(LONG) == 2  # the worker goes on
+        queue = client._engine.queue
+        eventually(lambda: [each.id for each in queue.buried()] == [task.id], "it is buried")
+
+
+def test_a_child_that_dies_in_silence_still_started(place, tmp_path):
+    with a_worker(place), a_client(place) as client:
+        task = client.submit(os._exit, 3)
+        with pytest.raises(TaskLost, match="3"):
+            task.result(LONG)
+        assert names(task).count("started") == 3
+
+
+# --- where and when
+
+
+def test_higher_priorities_and_earlier_queues_go_first(place, tmp_path):
+    with a_client(place) as client:
+        path = str(tmp_path / "order")
+        tasks = [
+            client.options(queue="low").submit(note, path, "low"),
+            client.submit(note, path, "plain"),
+            client.options(priority=5).submit(note, path, "high"),
+            client.options(priority=-5).submit(note, path, "last"),
+        ]
+        for task in tasks:
+            task.queued()
+        with a_worker(place, "inline", queues="default,low"):
+            for task in tasks:
+                task.result(LONG)
+        assert Path(path).read_text().split() == ["high", "plain", "last", "low"]
+
+
+def test_a_worker_serves_its_queues_only(place):
+    with a_client(place) as client:
+        other = client.options(queue="other").submit(double, 1)
+        other.queued()
+        with a_worker(place, "thread"):
+            assert client.submit(double, 2).result(LONG) == 4
+            assert not other.done()
+        with a_worker(place, "thread", queues=["other"]):
+            assert other.result(LONG) == 2
+
+
+def test_a_delayed_task_waits(place, pool):
+    with a_worker(place, pool), a_client(place) as client:
+        began = time.monotonic()
+        task = client.options(delay=0.3).submit(double, 1)
+        assert client.submit(double, 2).result(LONG) == 4
+        assert task.result(LONG) == 2
+        assert time.monotonic() - began >= 0.3
+
+
+def test_one_task_holds_a_unique_key(place, tmp_path):
+    gate = tmp_path / "gate"
+    with a_worker(place, "thread"), a_client(place) as client:
+        keyed = client.options(unique="the one")
+        first = keyed.submit(waits_for, str(gate))
+        assert keyed.submit(waits_for, str(gate)) is first
+        gate.touch()
+        first.result(LONG)
+        assert keyed.submit(double, 1).result(LONG) == 2
+
+
+def test_no_more_is_taken_than_runs_soon(place, tmp_path):
+    """What waits stays in the queue, where other workers see it."""
+    gate = tmp_path / "gate"
+    with a_worker(place, concurrency=1) as worker, a_client(place) as client:
+        tasks = [client.submit(waits_for, str(gate)) for _ in range(5)]
+        next(iter(tasks[0].events("up")))
+        assert len(worker.taker.held) == 1
+        with a_worker(place, concurrency=4):
+            for task in tasks[1:]:
+                next(iter(task.events("up")))
+            gate.touch()
+            for task in tasks:
+                task.result(LONG)
+
+
+# --- the client's side
+
+
+def test_queued_returns_once_the_queue_has_it(place):
+    with a_client(place) as client:
+        task = client.submit(double, 1)
+        task.queued(5.0)
+        assert client._engine.queue.state([task.id]) == {task.id: "queued"}
+        task.cancel()
+
+
+def test_too_many_unacknowledged_tasks_are_refused(place):
+    class Slow(Queue):
+        gate = threading.Event()
+
+        def submit(self, parcels: Any, sink: Any) -> None:
+            self.gate.wait(LONG)
+            super().submit(parcels, sink)
+
+    queue = Slow(place.removeprefix("memory://"))
+    with a_client(queue, messenger=place, max_pending=10) as client:
+        for number in range(10):
+            client.submit(double, number)
+        with pytest.raises(Overloaded, match="10 tasks wait"):
+            for number in range(600):
+                client.submit(double, number)
+        queue.gate.set()
+
+
+def test_leaving_the_block_lets_go_and_the_work_goes_on(place, tmp_path):
+    path, gate = tmp_path / "done", tmp_path / "gate"
+    with a_worker(place, "thread"):
+        with a_client(place) as client:
+            task = client.submit(waits_and_notes, str(gate), str(path))
+        with pytest.raises(ClientClosed):
+            task.result(LONG)
+        gate.touch()
+        eventually(path.exists, "the task went on without its client")
+
+
+def waits_and_notes(gate: str, path: str) -> None:
+    waits_for(gate)
+    note(path, "done")
+
+
+def test_without_a_worker_there_is_one_warning_that_says_what_to_do(place, caplog, monkeypatch):
+    monkeypatch.setattr(reckoning, "LONELY", 0.1)
+    with a_client(place) as client:
+        client.submit(double, 1)
+        eventually(lambda: "revolve worker " + place in caplog.text, "the warning")
+        client.submit(double, 2)
+    assert caplog.text.count("no worker has been heard of") == 1
+
+
+def test_a_queue_takes_no_settings_of_local_workers(place):
+    with pytest.raises(UsageError, match="revolve worker"):
+        a_client(place, max_workers=3)
+
+
+# --- upgrades
+
+
+def unknown_to_workers() -> None:
+    pass
+
+
+@pytest.fixture
+def newer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A module of a newer release: `(module, where workers look for it, its text)`."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    ours.mkdir(), theirs.mkdir()
+    monkeypatch.syspath_prepend(str(ours))
+    text = "def fresh():\n    return 'new'\n"
+    (ours / "newer_app.py").write_text(text)
+    import newer_app  # type: ignore[import-not-found]
+
+    yield newer_app, theirs / "newer_app.py", text
+    sys.modules.pop("newer_app", None)
+
+
+def looks_elsewhere(folder: str) -> None:
+    """Initializer of a worker whose release does not have the module."""
+    sys.path[:] = [folder, *(path for path in sys.path if not path.endswith("ours"))]
+
+
+def test_a_function_that_is_not_there_yet_waits(place, newer):
+    module, path, text = newer
+    with a_worker(place, initializer=looks_elsewhere, initargs=(str(path.parent),)), a_client(place) as client:
+        task = client.submit(module.fresh)
+        assert "newer_app" in next(iter(task.events("waiting"))).args[0]
+        assert task.state == "pending"
+        path.write_text(text)
+        assert task.result(LONG) == "new"
+        assert names(task)[-2:] == ["started", "succeeded"]
+
+
+def test_a_function_that_never_comes_is_an_unknown_task(place, newer):
+    module, path, _ = newer
+    options = {"initializer": looks_elsewhere, "initargs": (str(path.parent),), "unknown_after": 0.3}
+    with a_worker(place, **options), a_client(place) as client:
+        task = client.submit(module.fresh)
+        with pytest.raises(UnknownTask, match="newer_app:fresh"):
+            task.result(LONG)
+        assert task.state == "failed"
+        assert names(task)[0] == "waiting"
+
+
+def _sealed(place: str, data: bytes, inbox: str, **fields: Any) -> bytes:
+    return envelope.wrap(inbox, keyring(SECRET).seal("task", "assistant/default", data, **fields))  # type: ignore[arg-type]
+
+
+def test_a_newer_envelope_waits_for_a_newer_worker(place):
+    queue = Queue(place.removeprefix("memory://"))
+    queue.open()
+    data = msgspec.msgpack.encode([2, "something", "else"])
+    queue.submit([Parcel("future", body=_sealed(place, data, "i.nobody"))], None)  # type: ignore[arg-type]
+    with a_worker(place, "thread") as worker, a_client(place) as client:
+        eventually(lambda: worker.taker.settled >= 1, "it was given back")
+        assert client.submit(double, 1).result(LONG) == 2
+        assert queue.state(["future"]) == {"future": "queued"}
+        assert worker.admission.refused == 0
+    queue.cancel("future")
+    queue.close()
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xa5",
+        b"a letter",
+        b"\xa5\xff" + b"x" * 10,
+        envelope.wrap("i.nobody", b"not sealed at all" * 10),
+        envelope.wrap("no such/name!", b"x" * 100),
+        envelope.wrap("i.nobody", keyring("another secret of sixteen").seal("task", "assistant/default", b"x")),  # type: ignore[arg-type]
+        envelope.wrap("i.nobody", keyring(SECRET).seal("task", "assistant/other", b"x")),  # type: ignore[arg-type]
+        envelope.wrap("i.nobody", keyring(SECRET).seal("event", "assistant/default", b"x")),  # type: ignore[arg-type]
+        envelope.wrap("i.nobody", keyring(SECRET).seal("task", "assistant/default", b"no envelope")),  # type: ignore[arg-type]
+        envelope.wrap("i.nobody", keyring(SECRET).seal("task", "assistant/default", b"x", expires=1.0)),  # type: ignore[arg-type]
+    ],
+    ids=["empty", "short", "foreign", "cut", "unsigned", "inbox", "key", "moved", "purpose", "garbage", "expired"],
+)
+def test_what_is_no_task_is_parked_counted_said_and_the_worker_goes_on(place, body, caplog):
+    queue = Queue(place.removeprefix("memory://"))
+    queue.open()
+    queue.submit([Parcel("odd", body=body)], None)  # type: ignore[arg-type]
+    with a_worker(place, "thread") as worker, a_client(place) as client:
+        eventually(lambda: [each.id for each in queue.buried()] == ["odd"], "it is parked")
+        assert queue.buried()[0].body == body
+        assert client.submit(double, 1).result(LONG) == 2
+        assert worker.admission.refused == 1
+    assert "odd" in caplog.text
+    queue.close()
+
+
+def test_a_replayed_task_does_not_run_twice(place, tmp_path):
+    path = tmp_path / "runs"
+    bodies: list[Parcel] = []
+
+    class Noting(Queue):
+        def submit(self, parcels: Any, sink: Any) -> None:
+            bodies.extend(Parcel(parcel.id, body=parcel.body) for parcel in parcels)
+            super().submit(parcels, sink)
+
+    queue = Noting(place.removeprefix("memory://"))
+    with a_worker(place, "thread") as worker, a_client(queue, messenger=place) as client:
+        client.submit(note, str(path), "once").result(LONG)
+        eventually(lambda: worker.taker.settled == 1, "its end is acknowledged")
+        again, other = bodies[0], Parcel("another-id", body=bodies[0].body)
+        Queue.submit(queue, [again, other], None)  # type: ignore[arg-type]
+        eventually(lambda: worker.taker.settled == 3, "both were settled")
+        assert client.submit(double, 1).result(LONG) == 2
+        assert [each.id for each in queue.buried()] == ["another-id"]
+    assert path.read_text() == "once\n"
+
+
+def test_a_client_with_another_secret_is_told(place, caplog):
+    began = time.monotonic()
+    with a_worker(place, "thread") as worker, a_client(place, secret="quite another secret") as client:
+        with pytest.raises(Untrusted, match="REVOLVE_SECRET"):
+            client.submit(double, 1).result(LONG)
+        assert time.monotonic() - began < 5.0
+        assert worker.admission.refused == 1
+    assert "was refused and parked" in caplog.text
+
+
+def test_a_control_message_of_a_stranger_is_refused(place):
+    messenger = Messenger(place.removeprefix("memory://"))
+    messenger.open()
+    with a_worker(place, "thread") as worker, a_client(place) as client:
+        task = client.submit(until_stopped)
+        next(iter(task.events("up")))
+        messenger.write([(worker.channel, b"stop it"), (worker.channel, os.urandom(100))])
+        eventually(lambda: worker.control.refused == 2, "both are counted")
+        assert not task.done()
+        task.cancel()
+        with pytest.raises(TaskCancelled):
+            task.result(LONG)
+    messenger.close()
+
+
+# --- ends of a worker
+
+
+def test_a_worker_that_stops_lets_running_tasks_end(place, tmp_path):
+    gate = tmp_path / "gate"
+    with a_client(place) as client:
+        worker = a_worker(place).start()
+        task = client.submit(waits_for, str(gate))
+        next(iter(task.events("up")))
+        stopper = threading.Thread(target=worker.stop)
+        stopper.start()
+        eventually(lambda: worker.state == "draining", "it drains")
+        waiting = client.submit(double, 4)
+        gate.touch()
+        assert task.result(LONG) == str(gate)
+        stopper.join(LONG)
+        assert worker.state == "ended"
+        assert not waiting.done()  # it took no more
+        with a_worker(place, "thread"):
+            assert waiting.result(LONG) == 8
+
+
+def test_what_does_not_end_within_the_grace_is_given_back_uncounted(place):
+    with a_client(place) as client:
+        worker = a_worker(place).start()
+        task = client.submit(attempt_until_stopped)
+        next(iter(task.events("up")))
+        worker.stop(grace=0.05)
+        assert not task.done()
+        with a_worker(place) as other:
+            events = iter(task.events("up"))
+            assert [next(events).args for _ in range(2)] == [(1,), (1,)]  # the shutdown was no attempt
+            task.cancel()
+            with pytest.raises(TaskCancelled):
+                task.result(LONG)
+            assert other.admission.refused == 0
+        assert names(task) == ["started", "up", "retrying", "started", "up", "cancelled"]
+
+
+def attempt_until_stopped() -> None:
+    emit("up", current_task().attempt)
+    while True:
+        time.sleep(0.005)
+
+
+def test_a_task_that_fails_because_it_is_stopped_is_given_back(place):
+    """A callable that turns the interruption into an error of its own has not failed: the worker went."""
+    with a_client(place) as client:
+        worker = a_worker(place).start()
+        task = client.options(retries=0).submit(turns_it_into_an_error)
+        next(iter(task.events("up")))
+        worker.stop(grace=0.05)
+        assert not task.done()
+        assert names_so_far(client, task)[-1] == "retrying"
+        task.cancel()
+
+
+def names_so_far(client: Client, task: Task[Any]) -> list[str]:
+    seen = []
+    for event in task.events():
+        seen.append(event.name)
+        if event.name == "retrying":
+            break
+    return seen
+
+
+def turns_it_into_an_error() -> None:
+    emit("up")
+    try:
+        while True:
+            time.sleep(0.005)
+    except BaseException:
+        raise ValueError("interrupted") from None
+
+
+def test_stopping_twice_and_from_several_threads_is_one_stop(place):
+    worker = a_worker(place, "thread").start()
+    threads = [threading.Thread(target=worker.stop) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG)
+    assert worker.state == "ended"
+    worker.stop()
+    with pytest.raises(UsageError, match="another one"):
+        worker.start()
+
+
+def test_a_worker_that_was_never_started_stops(place):
+    worker = a_worker(place, "thread")
+    worker.stop()
+    assert worker.state == "ended"
+    assert worker.run.__doc__
+
+
+def test_run_returns_when_it_is_stopped_from_another_thread(place):
+    worker = a_worker(place, "thread")
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(worker.run()))
+    thread.start()
+    assert worker.wait_ready(LONG)
+    worker.stop()
+    thread.join(LONG)
+    assert codes == [0]
+
+
+def test_two_workers_share_the_work_and_nothing_is_mixed(place):
+    with a_worker(place, concurrency=2), a_worker(place, "thread", concurrency=2), a_client(place) as client:
+        tasks = [client.submit(counting, 20) for _ in range(60)]
+        for task in tasks:
+            assert list(task.items()) == list(range(20))
+            assert task.result(LONG) == 20
+
+
+def test_a_duplicate_delivery_is_fenced(tmp_path):
+    """Its lease ends while it runs: another worker begins, and the first one's words count no more."""
+    name = f"fence-{next(numbers)}"
+    clock = _Clock()
+    first_queue, second_queue = Queue(name, lease=1e6, clock=clock), Queue(name, lease=1e6, clock=clock)
+    gates = [tmp_path / "first", tmp_path / "second"]
+    with (
+        a_client(Queue(name, clock=clock), messenger=f"memory://{name}") as client,
+        a_worker(first_queue, "thread", messenger=f"memory://{name}"),
+    ):
+        task = client.submit(which, str(tmp_path))
+        next(iter(task.events("up")))
+        clock.now += 2e6  # the lease is over; nobody extended it
+        with a_worker(second_queue, "thread", messenger=f"memory://{name}"):
+            events = iter(task.events("up"))
+            assert [next(events).args for _ in range(2)] == [(0,), (1,)]
+            gates[0].touch()  # the first one ends: too late
+            gates[1].touch()
+            assert task.result(LONG) == 1
+            assert names(task) == ["started", "up", "retrying", "started", "up", "succeeded"]
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def which(folder: str) -> int:
+    number = sum(name.startswith("run") for name in os.listdir(folder))
+    Path(folder, f"run{number}").touch()
+    emit("up", number)
+    while not Path(folder, ["first", "second"][number]).exists():
+        time.sleep(0.005)
+    return number
+
+
+# --- wrong calls
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"pool": "processes"}, "process, thread, fork, inline"),
+        ({"concurrency": 0}, "whole number >= 1"),
+        ({"queues": " , "}, "at least one queue"),
+        ({"pool": "thread", "memory_limit": "1G"}, "pool='process'"),
+        ({"secret": "short"}, "at least 16"),
+    ],
+)
+def test_a_wrong_call_is_an_error_at_once(place, options, says):
+    with pytest.raises(UsageError, match=says):
+        a_worker(place, **options)
+
+
+def test_a_worker_needs_an_address(monkeypatch):
+    monkeypatch.delenv("REVOLVE_URL", raising=False)
+    with pytest.raises(UsageError, match="REVOLVE_URL"):
+        Worker()
+    with pytest.raises(UsageError, match="no queue"):
+        Worker("thread://")
