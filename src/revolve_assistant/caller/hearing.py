@@ -154,17 +154,8 @@ class Hearing(Ending):
         self._posted = False
         kept = self._ensure_log()
         reader = self._reader
-        if self._late:
-            with _ending:
-                late, self._late = self._late, None
-                if self._listeners is None:
-                    self._listeners = Listeners()
-                self._routes = None
-            for name, listener in late or ():
-                if reader is None or not self._catch_up(kept, reader.next, name, listener):
-                    with _ending:
-                        self._listeners.add(name, listener)
-                        self._routes = None
+        while self._late:
+            self._settle_in(kept, reader)
         if reader is None:
             reader = self._reader = kept.reader(_nothing)
         while True:
@@ -182,6 +173,24 @@ class Hearing(Ending):
                 reader.close()
                 self._finish()
                 return
+
+    def _settle_in(self, kept: Log, reader: Reader | None) -> None:
+        """The first of the late listeners catches up and joins the others; until then it stays known as late."""
+        with _ending:
+            if not self._late:
+                return
+            entry = self._late[0]
+        name, listener = entry
+        heard = reader is not None and self._catch_up(kept, reader.next, name, listener)
+        with _ending:
+            late = self._late or []
+            there = any(each is entry for each in late)  # else it was removed meanwhile
+            self._late = [each for each in late if each is not entry] or None
+            if self._listeners is None:
+                self._listeners = Listeners()
+            if there and not heard:
+                self._listeners.add(name, listener)
+            self._routes = None
 
     def _catch_up(self, kept: Log, stop: int, name: str, listener: Listener) -> bool:
         """A late listener hears what is buffered and was already dispatched. True: it wanted one, and had it."""
