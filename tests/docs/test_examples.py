@@ -24,7 +24,9 @@ EXPECTED = {
     "10_share.py": "has the most words of its own",
     "11_capture_and_group.py": "; the group: 100% 3/3",
     "12_engines.py": "inline               df493a048918  started, progress, progress, succeeded",
+    "13_gearman_foreign.py": 'ours, called by them: {"a": [1, 2]}',
 }
+NEEDS = {"13_gearman_foreign.py": ("gearmand", "gearman")}
 
 
 def clean_environment() -> dict[str, str]:
@@ -39,7 +41,9 @@ def test_every_example_is_expected_and_numbered():
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
-def test_the_example_runs(name, tmp_path):
+def test_the_example_runs(name, tmp_path, need):
+    for tool in NEEDS.get(name, ()):
+        need(tool)
     source = (EXAMPLES / name).read_text(encoding="utf-8")
     assert source.count("\n") < 60, "an example is to be read at a glance"
     done = subprocess.run(
