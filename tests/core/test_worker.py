@@ -817,6 +817,88 @@ def test_a_newer_envelope_waits_for_a_newer_worker(place):
     queue.close()
 
 
+def test_a_seal_of_a_newer_release_waits_too(place):
+    queue = Queue(place.removeprefix("memory://"))
+    queue.open()
+    body = envelope.wrap("i.nobody", b"\2" + os.urandom(100))
+    queue.submit([Parcel("future", body=body)], None)  # type: ignore[arg-type]
+    with a_worker(place, "thread") as worker, a_client(place) as client:
+        eventually(lambda: worker.taker.settled >= 1, "it was given back")
+        assert client.submit(double, 1).result(LONG) == 2
+        assert queue.state(["future"]) == {"future": "queued"}
+    queue.cancel("future")
+    queue.close()
+
+
+def test_what_takes_whole_workers_along_is_buried_in_the_end(place):
+    """A queue counts each time it hands a task out, also when nobody was left to settle it."""
+    clock = _Clock()
+    name = place.removeprefix("memory://")
+    queue = Queue(name, lease=1.0, clock=clock)
+    with a_client(Queue(name, clock=clock), messenger=place) as client:
+        task = client.submit(double, 1)
+        task.queued()
+        queue.open()
+        for _ in range(13):
+            assert len(queue.take(["default"], limit=1, wait=LONG)) == 1
+            clock.now += 2.0  # its worker is gone
+        with a_worker(Queue(name, clock=clock), "thread", messenger=place):
+            with pytest.raises(TaskLost, match="13 times"):
+                task.result(LONG)
+            assert task.state == "failed"
+            eventually(lambda: [each.id for each in queue.buried()] == [task.id], "it is buried")
+        queue.close()
+
+
+# --- children that cannot be set up
+
+
+def set_up(folder: str) -> None:
+    Path(folder, f"child-{os.getpid()}-{threading.get_ident()}").touch()
+    if Path(folder, "broken").exists():
+        raise OSError("the database is away")
+
+
+@pytest.mark.parametrize("kind", ["process", "thread", "inline"])
+def test_a_worker_whose_first_child_cannot_be_set_up_ends_and_takes_nothing(place, kind, tmp_path, caplog):
+    (tmp_path / "broken").touch()
+    with a_client(place) as client:
+        task = client.submit(double, 1)
+        task.queued()
+        worker = a_worker(place, kind, initializer=set_up, initargs=(str(tmp_path),))
+        assert worker.run() == 1
+        assert isinstance(worker.failure, OSError)
+        assert worker.state == "ended"
+        assert worker.taker.taken == 0
+        assert "cannot set up a child: OSError: the database is away" in caplog.text
+        (tmp_path / "broken").unlink()
+        with a_worker(place, kind, initializer=set_up, initargs=(str(tmp_path),)):
+            assert task.result(LONG) == 2
+
+
+def test_a_task_whose_child_cannot_be_set_up_later_is_given_back(place, tmp_path, monkeypatch):
+    from revolve_assistant.worker import held
+
+    monkeypatch.setattr(held, "NEXT_SETUP", 0.05)
+    options = {"initializer": set_up, "initargs": (str(tmp_path),)}
+    with a_worker(place, max_tasks_per_child=1, **options) as worker, a_client(place) as client:
+        assert client.submit(double, 1).result(LONG) == 2
+        (tmp_path / "broken").touch()
+        task = client.submit(double, 2)
+        waiting = next(iter(task.events("waiting")))
+        assert "the database is away" in waiting.args[0]
+        assert worker.failure is None
+        (tmp_path / "broken").unlink()
+        assert task.result(LONG) == 4
+
+
+def test_a_worker_can_be_stopped_while_it_sets_up(place):
+    worker = a_worker(place, "thread", initializer=time.sleep, initargs=(3.0,)).start()
+    assert not worker.wait_ready(0.1)
+    worker.stop()
+    assert worker.failure is None
+
+
 # --- what is refused
 
 

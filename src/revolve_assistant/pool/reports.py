@@ -58,6 +58,7 @@ REPORT_EVENTS: Final = 1  # (parcel, kind, records, bytes)          records as a
 REPORT_SUCCEEDED: Final = 2  # (parcel, kind, payload, buffers)
 REPORT_RETURNED: Final = 3  # (parcel, kind, value)                 live engines: the value itself
 REPORT_FAILED: Final = 4  # (parcel, kind, packed error[, again])
+NOT_SET_UP: Final = "not set up"  # last in a report: the initializer failed, nothing of the task ran
 REPORT_RAISED: Final = 5  # (parcel, kind, exception)               live engines and our own verdicts
 REPORT_CANCELLED: Final = 6  # (parcel, kind, rung)
 REPORT_LOST: Final = 7  # (parcel, kind, TaskLost)

@@ -11,7 +11,7 @@ from ..wire.remote import unpack_error
 from . import board as at
 from .jobs import Job
 from .process import ChildProcess
-from .reports import REPORT_LOST, REPORT_RAISED, REPORT_TRIMMED
+from .reports import NOT_SET_UP, REPORT_LOST, REPORT_RAISED, REPORT_TRIMMED
 from .stacks import without_our_frames
 from .vitals import describe_exit, is_stopped, oom_kills, peak, resident
 
@@ -278,10 +278,10 @@ class Watch:
         if child.setup_error is not None:
             error = unpack_error(child.setup_error)
             error.add_note("raised by the initializer of the child process")
-            self.supervisor.end(job, (job.parcel, REPORT_RAISED, error))
+            self.supervisor.end(job, (job.parcel, REPORT_RAISED, error, NOT_SET_UP))
         else:
             error = lost(job, f"{text} before it was ready", signal=number, exit_code=code)
-            self.supervisor.end(job, (job.parcel, REPORT_LOST, error, 0))
+            self.supervisor.end(job, (job.parcel, REPORT_LOST, error, 0, NOT_SET_UP))
 
 
 def lost(job: Job, why: str, *, stacks: str = "", **facts: Any) -> TaskLost:

@@ -11,7 +11,7 @@ from ..engine import Parcel, Sink
 from ..errors import Unreachable, UsageError
 from ..pool.jobs import SENT, WAITING, Lanes
 from ..pool.live import LiveEngine, LiveJob, entered
-from ..pool.reports import REPORT_RAISED
+from ..pool.reports import NOT_SET_UP, REPORT_RAISED
 from ..pool.threads import OurThread
 from ..traits import Traits
 from .url import Url
@@ -95,7 +95,7 @@ class Engine(LiveEngine):
                 if job is None:
                     break
             if problem is not None:
-                self.end(job, (job.parcel, REPORT_RAISED, problem))
+                self.end(job, (job.parcel, REPORT_RAISED, problem, NOT_SET_UP))
             else:
                 self.run(job)
             del job

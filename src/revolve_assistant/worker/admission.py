@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("revolve_assistant")
 
+HANDED_OUT = 13  # times beyond its retries: 3 children and 10 whole workers that it may take along
 REMEMBERED = 65536  # tasks that ended here and are not run again
 
 
@@ -117,6 +118,9 @@ class Admission:
             self._park(lease, str(error))
             return None
         held = held_of(worker, lease, inbox, envelope)
+        if lease.deliveries > HANDED_OUT + envelope.terms.retries:
+            held.worn_out()
+            return held
         held.coroutine = envelope.kind not in PLAIN
         function = Function(key_of(envelope.body), envelope.name, envelope.kind, envelope.body, True)
         work: Work | None = worker.local.get(envelope.id) if worker.local is not None else None

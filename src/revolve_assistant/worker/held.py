@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..caller.options import delay_of
 from ..engine import Lease, Outcome, Parcel
-from ..errors import NotCarriable
+from ..errors import NotCarriable, TaskLost
 from ..pool.reports import (
+    NOT_SET_UP,
     REPORT_CANCELLED,
     REPORT_ELSEWHERE,
     REPORT_EVENTS,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("revolve_assistant")
 
 DONE = Outcome()
+NEXT_SETUP = 5.0  # seconds until a task is offered again whose child could not be set up
 
 
 class Stream:
@@ -103,7 +105,9 @@ class Held:
         if self.ended:
             return
         kind = report[1]
-        if kind == REPORT_EVENTS:
+        if report[-1] is NOT_SET_UP:
+            self._not_set_up(report[2])
+        elif kind == REPORT_EVENTS:
             if not self.started:
                 self._start(self.worker.name, time())
             self.records += report[2]
@@ -221,6 +225,19 @@ class Held:
             error.add_note(f"{self.lease.deliveries} children died of it: it is buried")
             packed = pack_error(error)
             self._end((wire.FAILED, packed, self._written()), Outcome("bury", reason=text), len(packed))
+
+    def _not_set_up(self, error: BaseException) -> None:
+        """No child could be made for it: that is its worker's trouble, not its own."""
+        why = f"{type(error).__name__}: {error}"
+        log.error("task %s goes back: this worker cannot set up a child: %s", self.id, why)
+        self._end((wire.WAITING, f"{self.worker.name} cannot set up a child: {why}"),
+                  Outcome("release", NEXT_SETUP, counted=False, reason=why))  # fmt: skip
+
+    def worn_out(self) -> None:
+        """It was handed out too often without ever coming to an end: whatever takes its workers along is in it."""
+        times = self.lease.deliveries - 1
+        error = TaskLost(f"it was handed out {times} times and never came to an end: its workers were lost with it")
+        self._end((wire.FAILED, pack_error(error), []), Outcome("bury", reason=str(error)))
 
     def _delay(self, error: BaseException) -> float | None:
         """Seconds until another attempt, None: there is none. Decided here where no child can say it any more."""

@@ -107,6 +107,9 @@ class Taker:
     # --- the thread
 
     def _run(self) -> None:
+        trial = self._worker.trial
+        if trial is not None and not trial.passed():
+            return
         pause = PAUSES[0]
         while True:
             try:

@@ -32,6 +32,7 @@ from .admission import Admission, Unknowns
 from .control import Control
 from .held import Held
 from .served import Replies, targets
+from .setup import Trial
 from .speaker import Speaker
 from .taker import Taker
 
@@ -126,7 +127,10 @@ class Worker:
         self.on_ready: Callable[[], None] | None = None
         self._ready = threading.Event()
         self._signals = 0
-        self._turn = threading.Event()  # something happened that `run` waits for
+        self.trial = Trial(self) if initializer is not None and engine is None else None
+        self.failure: BaseException | None = None  # why it ends by itself
+        self._turn = _Turn()  # something happened that `run` or `stop` waits for
+        self._over = threading.Event()
         self._state = "new"
         self._lock = threading.Lock()
 
@@ -135,7 +139,8 @@ class Worker:
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT (the first drains, the second stops) or `stop`; then 0, or 128 + signal.
 
-        Blocks. Handles signals only in the main thread.
+        Returns 1 at once if the initializer fails in the first child: no task is taken then. Blocks. Handles signals
+        only in the main thread.
         """
         before: dict[int, Any] = {}
         received: list[int] = []
@@ -149,18 +154,18 @@ class Worker:
             before = {number: signal.signal(number, heed) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             self.start()
-            while self._state == "running" and not self._signals:
+            while self._state == "running" and not self._signals and self.failure is None:
                 self._turn.wait()
-                self._turn.clear()
-            if self._state == "running":
+            if self.failure is not None:
+                self.stop()
+            elif self._begin_stopping():
                 log.info("%s: draining, at most %g s; a second signal stops at once", self.name, self.grace)
                 hard = self._drain(lambda: self._signals > 1)
                 self._end(hard)
                 return 128 + received[-1] if hard else 0
-            while self._state != "ended":
-                self._turn.wait()
-                self._turn.clear()
-            return 0
+            self._turn.set()  # it may have been meant for who stops it
+            self._over.wait()
+            return 0 if self.failure is None else 1
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -183,16 +188,29 @@ class Worker:
 
     def stop(self, grace: float | None = None) -> None:
         """Take no more, let what runs end within `grace` seconds (None: the worker's), give back the rest. Blocks."""
+        if grace is not None:
+            self.grace = grace
+        if self._begin_stopping():
+            self._turn.set()
+            self._end(self._drain(lambda: False))
+        self._over.wait()
+
+    def _begin_stopping(self) -> bool:
+        """True: the caller is who stops it."""
         with self._lock:
             if self._state == "new":
                 self._state = "ended"
+                self._over.set()
             if self._state != "running":
-                self._turn.set()
-                return
+                return False
             self._state = "stopping"
-        if grace is not None:
-            self.grace = grace
-        self._end(self._drain(lambda: False))
+            return True
+
+    def fail(self, error: BaseException) -> None:
+        """There is no use in going on: `run` returns 1."""
+        log.error("this worker takes no tasks, since it cannot set up a child: %s: %s", type(error).__name__, error)
+        self.failure = error
+        self._turn.set()
 
     def __enter__(self) -> Worker:
         return self.start()
@@ -204,6 +222,8 @@ class Worker:
         """Wait until what is held is over, then cancel it. True: there was no time for that."""
         self._state = "draining"
         self.taker.drain()
+        if self.trial is not None:
+            self.trial.give_up()
         deadline = monotonic() + self.grace
         if self._wait_for_held(deadline, hurry):
             return False
@@ -223,7 +243,6 @@ class Worker:
             if left <= 0:
                 return False
             self._turn.wait(left)
-            self._turn.clear()
         return not self.taker.held
 
     def _end(self, hard: bool) -> None:
@@ -250,7 +269,7 @@ class Worker:
         for each in (self.messenger, *self._opened.values()):
             each.close()
         self._state = "ended"
-        self._turn.set()
+        self._over.set()
 
     def live_threads(self) -> bool:
         """Whether the worker can do its work as far as it is up to this process."""
@@ -302,6 +321,27 @@ class Worker:
 
     def __repr__(self) -> str:
         return f"<Worker {self.place} {','.join(self.queues)} {self._state} {len(self.taker.held)} tasks>"
+
+
+class _Turn:
+    """An event that a signal handler may set at any moment, also while its own thread waits for it or leaves `wait`.
+
+    `threading.Event` has a lock in it, on which such a handler would wait for ever. Wakes one waiter.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        try:
+            self._lock.release()
+        except RuntimeError:
+            pass  # it is set
+
+    def wait(self, seconds: float = -1.0) -> None:
+        """Wait until it is set, and unset it; at most so many seconds."""
+        self._lock.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
 
 
 def _named(messenger: str | NamedMessenger) -> NamedMessenger:
