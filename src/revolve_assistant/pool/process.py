@@ -378,10 +378,21 @@ class ChildProcess:
             return False
         return True
 
-    def reap(self) -> int:
-        """Kill what is left of the process group and collect the exit status."""
+    def reap(self) -> int | None:
+        """Kill what is left of the process group and collect the exit status, as `Popen.returncode` has it.
+
+        None: the system gave it to nobody, since this process ignores SIGCHLD, or to somebody else here.
+        """
         self.signal_group(signal.SIGKILL)
-        return self.popen.wait()
+        popen = self.popen
+        with popen._waitpid_lock:  # type: ignore[attr-defined] # Popen itself would take such a child for one that exited with 0
+            if popen.returncode is None:
+                try:
+                    popen.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+                except ChildProcessError:
+                    popen.returncode = 0
+                    return None
+            return popen.returncode
 
     def stacks(self) -> str:
         """What `faulthandler` wrote behind the board: the stacks at a crash, or on request."""

@@ -89,8 +89,11 @@ def volunteer_for_oom(by: int = 300) -> bool:
         return False
 
 
-def describe_exit(status: int) -> tuple[str, int | None, int | None]:
-    """Popen's `returncode` as `(text, signal, exit code)`; exactly one of the numbers is None."""
+def describe_exit(status: int | None) -> tuple[str, int | None, int | None]:
+    """Popen's `returncode` as `(text, signal, exit code)`; exactly one of the numbers is None, both where it is."""
+    if status is None:
+        text = "ended; how is not known, because SIGCHLD is ignored here or something else collected its exit status"
+        return text, None, None
     if status >= 0:
         return f"exited with code {status}", None, status
     import signal
