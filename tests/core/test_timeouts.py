@@ -252,6 +252,36 @@ def look() -> str:
     return "tidied up"
 
 
+def test_a_thread_whose_task_is_cancelled_as_it_starts_is_counted_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    from revolve_assistant.providers.thread import Engine
+
+    taken, go = threading.Semaphore(0), threading.Semaphore(0)
+    run = Engine.run
+
+    def held(self: Engine, job: Any) -> None:
+        taken.release()
+        go.acquire()
+        run(self, job)
+
+    with Client("thread://", max_workers=4) as client:
+        monkeypatch.setattr(Engine, "run", held)
+        tasks = []
+        for _ in range(6):
+            tasks.append(client.submit(abs, 1))
+            assert taken.acquire(timeout=30)  # a thread has taken it from its lane, and has not begun
+            assert tasks[-1].cancel()
+            assert tasks[-1].cancel()
+            assert client._engine._lanes.count == 0
+            go.release()
+            cf.wait(tasks)
+        monkeypatch.undo()
+        assert {rung_of(task) for task in tasks} == {"unstarted"}  # it never ran, so that is what the end says
+        barrier = threading.Barrier(4)
+        together = [client.submit(barrier.wait, 30) for _ in range(4)]  # as many threads, or it breaks
+        assert sorted(task.result() for task in together) == [0, 1, 2, 3]
+        assert client._engine._lanes.count == 0
+
+
 def test_threads_stop_at_the_flag_and_say_so() -> None:
     gate = threading.Event()
     with Client("thread://", max_workers=1) as client:

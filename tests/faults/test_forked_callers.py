@@ -332,7 +332,7 @@ def app(environ, start_response):
 
 
 @contextmanager
-def gunicorn(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
+def gunicorn(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     (folder / "shop.py").write_text(APP)
     command = [
         *(sys.executable, "-Wignore", "-m", "gunicorn", "--preload", "--workers", "2"),

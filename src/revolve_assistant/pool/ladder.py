@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import TaskError, TaskStalled, TaskTimeout, UsageError
 from . import board as at
-from .jobs import ENDED, WAITING, Job
+from .jobs import ENDED, NOTHING, WAITING, Job
 from .reports import INTERRUPT, REPORT_CANCELLED, REPORT_LOST, REPORT_RAISED, STOPPING
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Ladder:
             supervisor.feeder.drop(job)
             job.state = WAITING
             supervisor.end(job, self.ended(job, "unstarted"))
-            job.parcel.work = None  # it may stay in its lane for long; its arguments need not
+            job.parcel = NOTHING
             return
         if child.kind == "plain":
             if len(child.jobs) > 1 or child.words[at.RUNNING] < job.seq:

@@ -26,7 +26,7 @@ from ..errors import TaskLost, Unreachable, UsageError
 from ..traits import Traits
 from . import board as at
 from .feeder import Feeder
-from .jobs import ENDED, SENT, WAITING, Job
+from .jobs import ENDED, NOTHING, SENT, WAITING, Job
 from .ladder import Ladder, check_deadlines
 from .process import ChildProcess, child_environment, start_child
 from .pump import READ, WRITE, Pump
@@ -269,7 +269,7 @@ class Supervisor(Engine):
                 if job is not None and job.state == WAITING and job.child is None:
                     self.feeder.drop(job)
                     del self._open[id]
-                    job.parcel.work = None
+                    job.parcel = NOTHING
                     found.append(id)
         return found
 

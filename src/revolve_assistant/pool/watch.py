@@ -251,7 +251,7 @@ class Watch:
             supervisor.children.remove(child)
         if child in supervisor.feeder.idle:
             supervisor.feeder.idle.remove(child)
-        if number == signal.SIGKILL and oom_kills() > self._oom_kills:
+        if (status is None or number == signal.SIGKILL) and oom_kills() > self._oom_kills:
             self._oom_kills = oom_kills()
             text += " (the system ran out of memory)"
         for job in victims:
