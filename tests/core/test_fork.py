@@ -147,7 +147,7 @@ def test_a_large_array_is_not_copied(client: Client) -> None:
     def work() -> tuple[int, int]:
         total = int(array.sum())
         gc.collect()
-        facts = dict(line.split()[:2] for line in open("/proc/self/smaps_rollup").read().splitlines()[1:])
+        facts = dict(line.split()[:2] for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
         return total, int(facts["Private_Dirty:"]) * 1024
 
     total, private = client.submit(work).result()
@@ -169,7 +169,7 @@ def test_a_result_that_cannot_travel_is_named(client: Client) -> None:
         def __reduce__(self) -> Any:
             raise ValueError("no")
 
-    with pytest.raises(NotCarriable, match="result is a _thread.lock") as raised:
+    with pytest.raises(NotCarriable, match=r"result is a _thread\.lock") as raised:
         client.submit(threading.Lock).result()
     assert "the result of _thread:" in "".join(raised.value.__notes__)
     with pytest.raises(NotCarriable, match="Mine"):
@@ -285,7 +285,7 @@ def test_an_initializer_runs_in_every_fork(make: Callable[..., Client], tmp_path
 
 def test_a_fork_stands_alone(client: Client) -> None:
     random.seed(1)
-    numpy.random.seed(1)  # noqa: NPY002
+    numpy.random.seed(1)
     signal.signal(signal.SIGUSR2, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 
@@ -296,7 +296,7 @@ def test_a_fork_stands_alone(client: Client) -> None:
             "blocked": len(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
             "stdin": (os.read(0, 1), sys.stdin.read()),
             "thread": (threading.current_thread().name, threading.active_count()),
-            "random": (random.random(), numpy.random.random()),  # noqa: NPY002
+            "random": (random.random(), numpy.random.random()),
         }
 
     try:
@@ -664,7 +664,7 @@ def test_a_fork_waits_for_a_listener(make: Callable[..., Client]) -> None:
 
 def test_output_works_whatever_thread_was_writing(make: Callable[..., Client], monkeypatch: pytest.MonkeyPatch) -> None:
     read, write = os.pipe()
-    full = io.TextIOWrapper(open(write, "wb"), write_through=True)
+    full = io.TextIOWrapper(io.BufferedWriter(io.FileIO(write, "w")), write_through=True)
     client = make("fork://?other_threads=allow")
     writer = threading.Thread(target=lambda: (full.write("x" * MIB), full.flush()))
     writer.start()  # it waits for a reader, within the lock of its buffer

@@ -25,8 +25,13 @@ DOCS = ROOT / "docs"
 SOURCE = ROOT / "src" / "revolve_assistant"
 SECONDS = 20.0  # a page may take
 NOT_RUN = "<!-- not run -->"
-ENGINES = ("process", "thread", "inline", "executor")
-PAGES = [ROOT / "README.md", DOCS / "tutorial.md", *sorted((DOCS / "howto").glob("*.md"))]
+ENGINES = ("process", "thread", "fork", "inline", "executor")
+PAGES = [
+    ROOT / "README.md",
+    DOCS / "tutorial.md",
+    *sorted((DOCS / "howto").glob("*.md")),
+    *sorted((DOCS / "providers").glob("*.md")),
+]
 
 
 def read(name: str) -> str:

@@ -57,6 +57,7 @@ from .reports import (
     STOP,
     WANT,
 )
+from .threads import making
 from .vitals import default_memory_limit, parse_memory, usable_cpus
 from .watch import Watch
 
@@ -342,16 +343,18 @@ class Supervisor(Engine):
             if self.closing or not (expected or self.feeder.lanes[kind].count):
                 return
             try:
-                child = start_child(
-                    kind,
-                    child_environment(max(1, usable_cpus() // self.max_workers)),
-                    {
-                        "path": [str(each) for each in sys.path],
-                        "argv": sys.argv,
-                        "initializer": self.initializer,
-                        "kind": kind,
-                    },
-                )
+                with making:
+                    child = start_child(
+                        kind,
+                        child_environment(max(1, usable_cpus() // self.max_workers)),
+                        {
+                            "path": [str(each) for each in sys.path],
+                            "argv": sys.argv,
+                            "initializer": self.initializer,
+                            "kind": kind,
+                        },
+                    )
+                    self.adopt(child)
             except OSError as error:
                 log.error("cannot start a child process: %s", error)
                 if not self.children:
@@ -359,8 +362,6 @@ class Supervisor(Engine):
                     if job is not None:
                         self._cannot_start(error, [job])
                         self.want_children()
-            else:
-                self.adopt(child)
         self.deliver()
 
     def adopt(self, child: ChildProcess) -> None:
