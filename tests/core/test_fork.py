@@ -664,7 +664,7 @@ def test_a_fork_waits_for_a_listener(make: Callable[..., Client]) -> None:
 
 def test_output_works_whatever_thread_was_writing(make: Callable[..., Client], monkeypatch: pytest.MonkeyPatch) -> None:
     read, write = os.pipe()
-    full = io.TextIOWrapper(os.fdopen(write, "wb"), write_through=True)
+    full = io.TextIOWrapper(io.BufferedWriter(io.FileIO(write, "w")), write_through=True)
     client = make("fork://?other_threads=allow")
     writer = threading.Thread(target=lambda: (full.write("x" * MIB), full.flush()))
     writer.start()  # it waits for a reader, within the lock of its buffer

@@ -202,6 +202,45 @@ def test_a_fork_at_any_moment(url: str) -> None:
     )
 
 
+@pytest.mark.parametrize("url", ["process://", "fork://?other_threads=allow"])
+def test_a_fork_closes_what_leads_to_the_callers_children_and_nothing_else(url: str) -> None:
+    """While children come and go: what is half made or half closed at the fork is no exception."""
+    run(
+        """
+        options = {"max_tasks_per_child": 1} if url == "process://" else {}
+        churning = Client(url, max_workers=3, **options)
+        stop = threading.Event()
+
+        def churn():
+            while not stop.is_set():
+                assert [task.result(20) for task in [churning.submit(abs, -i) for i in range(9)]] == list(range(9))
+
+        thread = threading.Thread(target=churn)
+        thread.start()
+
+        def check():
+            os.fstat(read), os.fstat(write)  # the caller's own: numbers that were a child's a moment ago, perhaps
+            names = []
+            for fd in os.listdir("/proc/self/fd"):
+                try:
+                    names.append(os.readlink(f"/proc/self/fd/{fd}"))
+                except OSError:
+                    pass  # of this listing
+            assert not [each for each in names if "pidfd" in each or "epoll" in each or "socket" in each], names
+            os._exit(5)
+
+        for _ in range(200):
+            read, write = os.pipe()
+            in_fork(check)
+            os.close(read)
+            os.close(write)
+        stop.set()
+        thread.join()
+        """,
+        url,
+    )
+
+
 @every
 def test_an_engine_given_as_an_object_starts_afresh_too(url: str) -> None:
     run(

@@ -276,12 +276,14 @@ class ChildProcess:
                 return False
             except OSError:
                 sent = len(data)
+            if sent < len(data):
+                self.control_out[0] = (data[sent:], -1)
+            else:
+                self.control_out.popleft()
             if fd >= 0:
                 os.close(fd)
             if sent < len(data):
-                self.control_out[0] = (data[sent:], -1)
                 return False
-            self.control_out.popleft()
         return True
 
     # --- hearing

@@ -59,6 +59,7 @@ from .reports import (
     STOP,
     WANT,
 )
+from .threads import making
 from .vitals import default_memory_limit, parse_memory, usable_cpus
 from .watch import Watch
 
@@ -351,17 +352,19 @@ class Supervisor(Engine):
             if self.closing or not (expected or self.feeder.lanes[kind].count):
                 return
             try:
-                child = start_child(
-                    kind,
-                    child_environment(max(1, usable_cpus() // self.max_workers), self.withheld),
-                    {
-                        "path": [str(each) for each in sys.path],
-                        "argv": sys.argv,
-                        "initializer": self.initializer,
-                        "shares": [each.key for share in self.shares for each in share.family()],
-                        "kind": kind,
-                    },
-                )
+                with making:
+                    child = start_child(
+                        kind,
+                        child_environment(max(1, usable_cpus() // self.max_workers), self.withheld),
+                        {
+                            "path": [str(each) for each in sys.path],
+                            "argv": sys.argv,
+                            "initializer": self.initializer,
+                            "shares": [each.key for share in self.shares for each in share.family()],
+                            "kind": kind,
+                        },
+                    )
+                    self.adopt(child)
             except OSError as error:
                 log.error("cannot start a child process: %s", error)
                 if not self.children:
@@ -370,7 +373,6 @@ class Supervisor(Engine):
                         self._cannot_start(error, [job])
                         self.want_children()
             else:
-                self.adopt(child)
                 try:
                     self.feeder.give_shares(child, self.shares)
                 except OSError as error:

@@ -13,6 +13,7 @@ from .jobs import Job
 from .process import ChildProcess
 from .reports import NOT_SET_UP, REPORT_LOST, REPORT_RAISED, REPORT_TRIMMED
 from .stacks import without_our_frames
+from .threads import making
 from .vitals import describe_exit, is_stopped, oom_kills, peak, resident
 
 if TYPE_CHECKING:
@@ -245,10 +246,11 @@ class Watch:
         for timer in (child.check, child.farewell):
             if timer is not None:
                 timer.cancel()
-        child.close()
+        with making:
+            child.close()
+            if child in supervisor.children:
+                supervisor.children.remove(child)
         supervisor.grow()
-        if child in supervisor.children:
-            supervisor.children.remove(child)
         if child in supervisor.feeder.idle:
             supervisor.feeder.idle.remove(child)
         if (status is None or number == signal.SIGKILL) and oom_kills() > self._oom_kills:
