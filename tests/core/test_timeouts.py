@@ -223,10 +223,31 @@ def test_a_coroutine_that_blocks_its_loop_takes_the_others_along(make: Made, mon
     task.cancel()
     assert rung_of(task) == "SIGKILL"
     assert isinstance(others[0].exception(), TaskLost)
+    assert f"{task.name} (task {task.id})" in str(others[0].exception())
     assert rung_of(others[1]) == "SIGKILL"
     after = client.submit(receiving_too)
     after.send("go")
     after.result()
+
+
+async def once_more() -> str:
+    if current_task().attempt > 1:
+        return "again"
+    emit("here")
+    await asyncio.sleep(NEVER)
+    return ""
+
+
+def test_the_reason_of_a_retry_names_the_coroutine_at_fault(make: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ladder, "ALONE", 0.1)  # seconds that the others have
+    client = make((0, 0, 0))
+    innocent = running(client.options(retries=1, backoff=0.0).submit(once_more))
+    culprit = running(client.submit(blocking))
+    culprit.cancel()
+    assert innocent.result() == "again"
+    (reason,) = [event.args[0] for event in innocent.events("retrying") if event.name == "retrying"]
+    assert f"killed to stop {culprit.name} (task {culprit.id})" in reason
+    assert rung_of(culprit) == "SIGKILL"
 
 
 def test_coroutines_that_wait_and_coroutines_that_take_too_long(make: Made) -> None:
