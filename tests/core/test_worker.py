@@ -731,6 +731,32 @@ def waits_and_notes(gate: str, path: str) -> None:
     note(path, "done")
 
 
+def test_letting_go_is_no_failure_that_nobody_asked_for(place, caplog):
+    with a_client(place) as client:
+        client.submit(double, 1)
+        client.submit(double, 2).queued()
+    import gc
+
+    gc.collect()
+    assert "nobody asked" not in caplog.text
+
+
+def test_what_was_read_counts_although_the_server_goes_just_then(place):
+    class Going(Messenger):
+        wrong = 1
+
+        def forget(self, channel: str, upto: bytes | None = None) -> None:
+            if upto is not None and Going.wrong:
+                Going.wrong -= 1
+                raise Unreachable("gone")
+            super().forget(channel, upto)
+
+    with a_worker(place, "thread"), a_client(place, messenger=Going(place.removeprefix("memory://"))) as client:
+        task = client.submit(counting, 3)
+        assert list(task.items()) == [0, 1, 2]
+        assert names(task) == ["started", "item", "item", "item", "succeeded"]
+
+
 def test_without_a_worker_there_is_one_warning_that_says_what_to_do(place, caplog, monkeypatch):
     monkeypatch.setattr(reckoning, "LONELY", 0.1)
     with a_client(place) as client:

@@ -291,6 +291,8 @@ class Ending:
     def _close(self, text: str) -> None:
         """End here what goes on elsewhere."""
         self._settle("lost", "", ClientClosed(text))
+        if self._client._remote and isinstance(self._exception, ClientClosed):  # it goes on: that is no failure
+            self._disarm()
 
 
 def _nothing() -> None:

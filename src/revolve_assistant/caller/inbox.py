@@ -19,7 +19,7 @@ from collections.abc import Callable
 from time import time
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Untrusted
+from ..errors import ProtocolError, Untrusted
 from ..pool.reports import (
     EVENT,
     PACKED,
@@ -101,8 +101,13 @@ class Inbox:
         self.reads: set[str] = set()  # further messengers that this client reads
         self.unknown = 0  # frames of tasks that nobody here has
 
-    def take(self, frames: list[Any], now: float, source: str = "") -> list[tuple[Sink, tuple[Any, ...]]]:
-        """The reports that follow from the frames, in order; `source` is the messenger, "" for the client's own."""
+    def take(
+        self, frames: list[Any], now: float, source: str = "", sender: str = ""
+    ) -> list[tuple[Sink, tuple[Any, ...]]]:
+        """The reports that follow from the frames, in order.
+
+        `source` is the messenger, "" for the client's own; `sender` the control channel of the worker that wrote them.
+        """
         out: list[tuple[Sink, tuple[Any, ...]]] = []
         for id, run, first, records in frames:
             job = self._jobs.get(id)
@@ -118,8 +123,8 @@ class Inbox:
                     if source:
                         self._elsewhere(job, source, first, records, out)
                     else:
-                        self._numbered(job, first, records, out)
-            except (IndexError, TypeError, ValueError) as error:
+                        self._numbered(job, first, records, out, sender)
+            except (LookupError, TypeError, ValueError, AttributeError, ProtocolError) as error:
                 log.warning("what came for task %s is no event of ours: %s", id, error)
         return out
 
@@ -131,6 +136,8 @@ class Inbox:
                 job.spare = self._end(job, records[-1])
             return False
         if job.run is not None:
+            if job.waiting_end is not None:
+                job.spare = job.waiting_end[0]
             if fenced is None:
                 fenced = job.fenced = set()
             if len(fenced) >= MAX_FENCED:
@@ -142,7 +149,7 @@ class Inbox:
         job.others = job.waiting_end = None
         return True
 
-    def _numbered(self, job: RemoteJob, first: int, records: list[Any], out: list[Any]) -> None:
+    def _numbered(self, job: RemoteJob, first: int, records: list[Any], out: list[Any], sender: str) -> None:
         if job.over:
             return
         if first > job.next:
@@ -151,6 +158,9 @@ class Inbox:
             records = records[job.next - first :]
             first = job.next
         job.next = first + len(records)
+        if not job.started and records and records[0][0] not in (wire.STARTED, wire.WAITING):
+            job.started, job.control = True, sender  # what said so was lost
+            self._begun(job)
         events: list[Any] = []
         for record in records:
             kind = record[0]
@@ -180,11 +190,12 @@ class Inbox:
     def _ended(self, job: RemoteJob, record: list[Any], out: list[Any]) -> None:
         others = job.others or {}
         missing = {name: last for name, last in record[-1] if name in self.reads and others.get(name, 1) <= last}
+        end = self._end(job, record)
         if missing:
-            job.waiting_end = (self._end(job, record), missing)
+            job.waiting_end = (end, missing)
             return
         job.ended = True
-        out.append((job.sink, self._end(job, record)))
+        out.append((job.sink, end))
 
     def _elsewhere(self, job: RemoteJob, source: str, first: int, records: list[Any], out: list[Any]) -> None:
         """What a run wrote to another messenger."""

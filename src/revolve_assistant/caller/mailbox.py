@@ -65,38 +65,41 @@ class Mailbox:
             self._cursor = b""
             self.fresh = False
 
-    def read(self, wait: float) -> tuple[list[list[Any]], int]:
-        """Lists of frames that have come, and how many messages; blocks up to `wait` seconds. Raises `Unreachable`.
+    def read(self, wait: float) -> tuple[list[tuple[str, list[Any]]], int]:
+        """`(sender, frames)` that have come, and how many messages; blocks up to `wait` seconds. Raises `Unreachable`.
 
         One that is gone, with what was in it, is `fresh` afterwards: to be kept anew.
         """
         messenger, channel = self.messenger, self.channel
         batch = messenger.read({channel: self._cursor}, limit=READ, wait=min(wait, messenger.traits.max_wait))
-        found: list[list[Any]] = []
+        found: list[tuple[str, list[Any]]] = []
         for message in batch.messages:
-            frames = self._open(message.frame)
-            if frames is not None:
-                found.append(frames)
+            opened = self._open(message.frame)
+            if opened is not None:
+                found.append(opened)
         if batch.messages:
             self._cursor = batch.messages[-1].cursor
-            messenger.forget(channel, self._cursor)
+            try:
+                messenger.forget(channel, self._cursor)
+            except ProviderError as error:  # the next read says so; what was read counts all the same
+                log.debug("what was read stays in the inbox: %s", error)
         if channel in batch.lost and not self.fresh:
             self.fresh = True
             log.warning("%s lost the events that waited for this client", self.name)
         return found, len(batch.messages)
 
-    def _open(self, data: bytes) -> list[Any] | None:
+    def _open(self, data: bytes) -> tuple[str, list[Any]] | None:
         try:
             whole = self._joiner.join(data)
             if whole is None:
                 return None
-            _sender, self.fingerprints, frames = wire.decode(self._keys.open(Purpose.EVENT, self._audience, whole))
+            sender, self.fingerprints, frames = wire.decode(self._keys.open(Purpose.EVENT, self._audience, whole))
         except Untrusted as error:
             self._distrusted(error)
         except ProviderError as error:
             log.warning("a message was dropped: %s", error)
         else:
-            return frames
+            return sender, frames
         return None
 
     def forget(self) -> None:

@@ -533,10 +533,10 @@ class Remote:
             self.worker_seen = True
             self.reckoning.keys_of(box.fingerprints)
         source = self.sources.get(box, "")
-        for frames in found:
+        for sender, frames in found:
             if self._stacks:
                 self._take_stacks(frames)
-            self.report(self.inbox.take(frames, monotonic(), source))
+            self.report(self.inbox.take(frames, monotonic(), source, sender))
         return count
 
     def mailbox(self, messenger: Any) -> Mailbox:
