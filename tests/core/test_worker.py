@@ -31,6 +31,7 @@ from revolve_assistant import (
     TaskRestarted,
     TaskStalled,
     TaskTimeout,
+    Unreachable,
     UsageError,
     ask,
     current_task,
