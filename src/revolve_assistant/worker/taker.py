@@ -47,6 +47,7 @@ class Taker:
         self.held: dict[str, Held] = {}
         self.coroutines = 0  # of the held ones
         self.connected = False
+        self._begun = False  # the first take does not wait: it says that the queue is there
         self.taken = self.settled = 0
         self._ended = 0  # since `_measured`
         self._measured = monotonic()
@@ -149,10 +150,11 @@ class Taker:
             self._taking = True
             try:
                 wait = min(queue.traits.max_wait, WAIT, queue.lease / 3)
-                at_once = self._due or self._draining or not self.connected
+                at_once = self._due or self._draining or not self._begun
                 leases = queue.take(queues, limit=room, wait=0.0 if at_once else wait)
             finally:
                 self._taking = False
+            self._begun = True
             if not self.connected:
                 self.connected = True
                 worker.connected()
