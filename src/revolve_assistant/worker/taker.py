@@ -49,6 +49,7 @@ class Taker:
         self.held: dict[str, Held] = {}
         self.coroutines = 0  # of the held ones
         self.connected = False
+        self._begun = False  # the first take does not wait: it says that the queue is there
         self.taken = self.settled = 0
         self._ended = 0  # since `_measured`
         self._measured = monotonic()
@@ -156,11 +157,12 @@ class Taker:
             self._taking = True
             try:
                 wait = min(queue.traits.max_wait, TOO_LONG if surplus else WAIT, queue.lease / 3)
-                if self._due or self._draining or not self.connected:  # the first look says that the queue answers
+                if self._due or self._draining or not self._begun:  # the first look says that the queue answers
                     wait = 0.0
                 leases = queue.take(queues, limit=room, wait=wait)
             finally:
                 self._taking = False
+            self._begun = True
             if not self.connected:
                 self.connected = True
                 worker.connected()

@@ -193,6 +193,8 @@ class Queue(contract.Queue):
         with self._busy:
             lines = self._joined()
             self._listen(lines, queues)
+            if wait <= 0:
+                lines.pump(began)  # who never waits hears of new tasks, and connects again, here alone
             self._turn = not self._turn
             try:
                 return self._take(lines, limit, began, deadline)
