@@ -29,6 +29,7 @@ TOO_LONG = 0.5  # seconds that a task taken in advance may wait for a child befo
 MOST = 2000  # tasks held at once, beyond one for each child
 COROUTINES = 100  # held at once for each child
 WAIT = 10.0  # seconds that a take may wait
+LOOK = 1.0  # the same, until the queue answers again
 BATCH = 1000  # answers given at once
 PAUSES = (0.05, 5.0)
 
@@ -49,7 +50,7 @@ class Taker:
         self.held: dict[str, Held] = {}
         self.coroutines = 0  # of the held ones
         self.connected = False
-        self._begun = False  # the first take does not wait: it says that the queue is there
+        self._look = 0.0  # seconds that a take may wait while nothing says that the queue answers
         self.taken = self.settled = 0
         self._ended = 0  # since `_measured`
         self._measured = monotonic()
@@ -119,7 +120,7 @@ class Taker:
             except (ProviderError, OSError) as error:
                 if self.connected or pause == PAUSES[0]:
                     log.warning("%s: %s; trying again", self._worker.place, error)
-                self.connected = False
+                self.connected, self._look = False, LOOK
                 with self._lock:
                     if self._closing and (monotonic() >= self._deadline or isinstance(error, Unreachable)):
                         return
@@ -157,14 +158,16 @@ class Taker:
             self._taking = True
             try:
                 wait = min(queue.traits.max_wait, TOO_LONG if surplus else WAIT, queue.lease / 3)
-                if self._due or self._draining or not self._begun:  # the first look says that the queue answers
+                if not self.connected:  # a short look says whether the queue answers; it takes its time to connect
+                    wait = min(wait, self._look)
+                if self._due or self._draining:
                     wait = 0.0
                 leases = queue.take(queues, limit=room, wait=wait)
             finally:
                 self._taking = False
-            self._begun = True
             if not self.connected:
                 self.connected = True
+                self._look = LOOK
                 worker.connected()
             if leases:
                 self.taken += len(leases)

@@ -204,6 +204,8 @@ class Queue(contract.Queue):
 
     def _take(self, lines: Lines, limit: int, began: float, deadline: float) -> list[Lease]:
         leases: list[Lease] = []
+        if not lines.lines(_TAKE):
+            lines.pump(began)  # dials again what is due, also for who only looks in now and then
         while True:
             self._delays.tend()
             self._collect(lines, leases, limit)
@@ -216,7 +218,7 @@ class Queue(contract.Queue):
                     return leases
                 up = lines.lines(_TAKE)
                 if now >= deadline and (up or not lines.undecided(_TAKE, hopeful=True)):
-                    if not up and not lines.undecided(_TAKE):
+                    if not up:
                         raise lines.unreachable()
                     return leases
                 if not up and (lines.hopeless() or now >= began + lines.timeout):
