@@ -286,8 +286,8 @@ class Client(concurrent.futures.Executor):
         """Keep the client's buffers within their limit: the heaviest readers behind lose first."""
         heavy = self._heavy
         heavy[task._id] = task
-        if len(heavy) > 16 and sum(each._log.size for each in heavy.values() if each._log) > MAX_BUFFERED:
-            heaviest = max(heavy.values(), key=lambda each: each._log.size if each._log else 0)
+        if len(heavy) > 8 and sum(each._log.weight for each in list(heavy.values()) if each._log) > MAX_BUFFERED:
+            heaviest = max(list(heavy.values()), key=lambda each: each._log.weight if each._log else 0)
             if heaviest._log is not None:
                 heaviest._log.drop()
             heavy.pop(heaviest._id, None)

@@ -42,7 +42,7 @@ class Hearing(Ending):
         kept.append(records, size)
         if self._listened:
             self._post()
-        if kept.size > 65536:
+        if kept.weight > 65536:
             self._client._weigh(self)
 
     def _take_start(self, worker: str, when: float) -> None:
@@ -162,14 +162,10 @@ class Hearing(Ending):
             records = reader.take()
             if not records:
                 return
-            index = reader.next - len(records)
-            if records[0][0] == GAP:
-                index += 1
             call = self._call_listeners
-            for record in records:
-                call(record, 0, index)
-                index += record[0] != GAP
-            if records[-1][0] == LOCAL and records[-1][2] in ENDS:
+            for attempt, seq, record in records:
+                call(record, attempt, seq)
+            if record[0] == LOCAL and record[2] in ENDS:
                 reader.close()
                 self._finish()
                 return
@@ -198,12 +194,14 @@ class Hearing(Ending):
             return False  # nothing was dispatched yet: it hears all with the others
         with kept.lock:
             first = kept.first
-            records = [kept.records[i] for i in range(max(0, min(stop - first, len(kept.records))))]
-        if first:
-            records.insert(0, (GAP, 0, "gap", records[0][3] if records else 0.0, (first,)))
-        for offset, record in enumerate(records, first - bool(first)):
+            count = max(0, min(stop - first, len(kept.records)))
+            records = kept.placed(0, count) if count else []
+            if first:
+                when = records[0][2][3] if records else 0.0
+                records.insert(0, (kept.attempt_at(first)[0], 0, (GAP, 0, "gap", when, (first,))))
+        for attempt, seq, record in records:
             if name == "*" or record[2] == name:
-                self._call_one(listener.fn, record, name == "*", offset)
+                self._call_one(listener.fn, record, name == "*", attempt, seq)
                 if listener.once:
                     return True
         return False
@@ -226,7 +224,7 @@ class Hearing(Ending):
         routes[name] = route
         return route
 
-    def _call_listeners(self, record: Any, seq: int, index: int) -> None:
+    def _call_listeners(self, record: Any, attempt: int, seq: int) -> None:
         routes = self._routes
         name = record[2]
         if routes is None or self._routes_version != self._client._listeners_version:
@@ -247,7 +245,7 @@ class Hearing(Ending):
                 if not mine:
                     self._client._listeners_version += 1
             if star:
-                self._call_one(listener.fn, record, True, index, seq)
+                self._call_one(listener.fn, record, True, attempt, seq)
             else:
                 try:
                     listener.fn(*arguments(record))
@@ -256,13 +254,11 @@ class Hearing(Ending):
                 except BaseException:
                     self._complain(listener.fn, name)
 
-    def _call_one(self, fn: Callable[..., Any], record: Any, star: bool, index: int, seq: int = 0) -> None:
+    def _call_one(self, fn: Callable[..., Any], record: Any, star: bool, attempt: int, seq: int) -> None:
         record = self._materialize(record)
         try:
             if star:
-                kept = self._log
-                attempt, first = kept.attempt_at(index) if kept is not None else (1, 0)
-                fn(event(self._id, attempt, seq or (0 if record[0] == GAP else index - first + 1), record))
+                fn(event(self._id, attempt, seq, record))
             else:
                 fn(*arguments(record))
         except BaseException:

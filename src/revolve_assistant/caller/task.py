@@ -274,7 +274,7 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
     def emit(self, name: str, *args: Any) -> None:
         """Call the listeners of `name` here and now, in this thread; nothing is sent."""
         record = (LOCAL, 0, name, time(), args)
-        self._call_listeners(record, 1, 0)
+        self._call_listeners(record, 1, 1)
         for late in tuple(self._late or ()):  # added a moment ago, not yet sorted in by the dispatcher
             heard, listener = late
             if heard == name or heard == "*":
@@ -283,7 +283,7 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
                         if late not in (self._late or ()):
                             continue
                         self._late.remove(late)  # type: ignore[union-attr]
-                self._call_one(listener.fn, record, heard == "*", 0, 1)
+                self._call_one(listener.fn, record, heard == "*", 1, 1)
 
     def emit_batch(self, events: Sequence[tuple[Any, ...]]) -> None:
         """`emit` each `(name, *args)` in order."""
