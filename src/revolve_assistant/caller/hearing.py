@@ -177,7 +177,7 @@ class Hearing(Ending):
                 return
             entry = self._late[0]
         name, listener = entry
-        heard = reader is not None and self._catch_up(kept, reader.next, name, listener)
+        heard = reader is not None and self._catch_up(kept, reader.next, entry)
         with _ending:
             late = self._late or []
             there = any(each is entry for each in late)  # else it was removed meanwhile
@@ -188,8 +188,9 @@ class Hearing(Ending):
                 self._listeners.add(name, listener)
             self._routes = None
 
-    def _catch_up(self, kept: Log, stop: int, name: str, listener: Listener) -> bool:
+    def _catch_up(self, kept: Log, stop: int, entry: tuple[str, Listener]) -> bool:
         """A late listener hears what is buffered and was already dispatched. True: it wanted one, and had it."""
+        name, listener = entry
         if stop == 0:
             return False  # nothing was dispatched yet: it hears all with the others
         with kept.lock:
@@ -204,6 +205,8 @@ class Hearing(Ending):
                 self._call_one(listener.fn, record, name == "*", attempt, seq)
                 if listener.once:
                     return True
+                if not any(each is entry for each in self._late or ()):
+                    return False  # it was removed, perhaps by itself
         return False
 
     def _route(self, name: str) -> Any:
