@@ -16,7 +16,6 @@ from revolve_assistant import Client
 from revolve_assistant.errors import (
     NotCarriable,
     RemoteError,
-    Unreachable,
     Unsupported,
     UsageError,
 )
@@ -579,29 +578,3 @@ def test_the_command_serves_functions(need, server, app, tmp_path):
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=WAIT)
     assert process.returncode == 0, errors
-
-
-def test_who_takes_without_waiting_reconnects(server):
-    from revolve_assistant.providers import registry
-
-    queue = registry.engine(url(server) + "?timeout=1")
-    queue.open()
-    try:
-        queue.take(["default"], limit=1, wait=0.0)
-        server.kill()
-        with pytest.raises(Unreachable):
-            until(lambda: queue.take(["default"], limit=1, wait=0.0))
-        server.start()
-
-        def taken():
-            try:
-                return queue.take(["assistant"], limit=1, wait=0.0)
-            except Unreachable:
-                return []
-
-        with GearmanClient([server.address]) as client:
-            client.submit("assistant.q.assistant", b"x", background=True)
-        (lease,) = until(taken)
-        assert lease.body == b"x"
-    finally:
-        queue.close()
