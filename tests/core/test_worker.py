@@ -1,4 +1,4 @@
-"""A Client on a queue and the Worker that serves it, in one process over `memory://`: what a task says, hears, becomes."""
+"""A Client on a queue and the Worker that serves it, over `memory://`: what a task says, hears and becomes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import itertools
 import logging
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -41,7 +40,7 @@ from revolve_assistant import (
     track,
 )
 from revolve_assistant.caller import reckoning
-from revolve_assistant.engine import Outcome, Parcel
+from revolve_assistant.engine import Parcel
 from revolve_assistant.errors import UnknownTask, Untrusted
 from revolve_assistant.providers.memory import Messenger, Queue
 from revolve_assistant.wire import envelope
@@ -287,15 +286,13 @@ def test_a_failure_comes_back_with_its_traceback(place, pool):
 
 
 def test_an_error_that_cannot_travel_is_a_remote_error(place, pool):
-    with a_worker(place, pool), a_client(place) as client:
-        with pytest.raises(RemoteError, match="grr"):
-            client.submit(raise_grumpy).result(LONG)
+    with a_worker(place, pool), a_client(place) as client, pytest.raises(RemoteError, match="grr"):
+        client.submit(raise_grumpy).result(LONG)
 
 
 def test_a_result_that_cannot_travel_says_so(place, pool):
-    with a_worker(place, pool), a_client(place) as client:
-        with pytest.raises(NotCarriable, match="lock"):
-            client.submit(unpicklable).result(LONG)
+    with a_worker(place, pool), a_client(place) as client, pytest.raises(NotCarriable, match="lock"):
+        client.submit(unpicklable).result(LONG)
 
 
 def test_a_generator_streams_its_items(place, pool):
@@ -326,7 +323,8 @@ def test_progress_of_track_ends_at_one(place, pool):
     with a_worker(place, pool), a_client(place) as client:
         task = client.submit(tracked, 1000)
         assert task.result(LONG) == 499500
-        assert task.progress is not None and task.progress.fraction == 1.0
+        assert task.progress is not None
+        assert task.progress.fraction == 1.0
 
 
 def test_a_big_result_and_event_go_in_pieces(place):
@@ -571,18 +569,17 @@ def test_retry_on_and_a_backoff_function_travel(place, pool, tmp_path):
 def test_items_of_a_second_attempt_are_never_mixed_in(place, pool, tmp_path):
     with a_worker(place, pool), a_client(place) as client:
         task = client.options(retries=1, backoff=0.01).submit(items_twice, str(tmp_path))
-        seen = []
+        items = iter(task.items())
+        assert next(items) == 1
         with pytest.raises(TaskRestarted):
-            for item in task.items():
-                seen.append(item)
-        assert seen == [1]
+            next(items)
         task.result(LONG)
 
 
 def test_a_timeout_ends_an_attempt(place):
     with a_worker(place), a_client(place) as client:
         task = client.options(timeout=0.3).submit(until_interrupted)
-        with pytest.raises(TaskTimeout, match="0.3"):
+        with pytest.raises(TaskTimeout, match=r"0\.3"):
             task.result(LONG)
         assert client.submit(double, 1).result(LONG) == 2
 
@@ -596,9 +593,8 @@ def test_a_timeout_is_worth_another_attempt(place):
 
 
 def test_a_stall_ends_an_attempt(place):
-    with a_worker(place), a_client(place) as client:
-        with pytest.raises(TaskStalled, match="'up'"):
-            client.options(stall=1.0).submit(silent).result(LONG)
+    with a_worker(place), a_client(place) as client, pytest.raises(TaskStalled, match="'up'"):
+        client.options(stall=1.0).submit(silent).result(LONG)
 
 
 def test_a_dead_child_is_another_attempt_and_the_third_is_buried(place, tmp_path):
@@ -716,8 +712,7 @@ def test_too_many_unacknowledged_tasks_are_refused(place):
         for number in range(10):
             client.submit(double, number)
         with pytest.raises(Overloaded, match="10 tasks wait"):
-            for number in range(600):
-                client.submit(double, number)
+            [client.submit(double, number) for number in range(600)]
         queue.gate.set()
 
 
