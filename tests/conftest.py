@@ -359,3 +359,81 @@ def need() -> Callable[..., str]:
         return path
 
     return need
+
+
+class Program:
+    """A `revolve` command that runs, and what it said so far on stderr."""
+
+    def __init__(self, *words: str, cwd: Path, **environment: str) -> None:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("REVOLVE_")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "revolve_assistant.cli", *words],
+            cwd=cwd,
+            env={**kept, "PYTHONFAULTHANDLER": "1", **environment},
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.pid = self.process.pid
+        self.lines: list[str] = []
+        self._over = False
+        self._news = threading.Condition()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._news:
+                self.lines.append(line)
+                self._news.notify_all()
+        with self._news:
+            self._over = True
+            self._news.notify_all()
+
+    @property
+    def text(self) -> str:
+        return "".join(self.lines)
+
+    def says(self, text: str, times: int = 1, seconds: float = 30.0) -> str:
+        """The line that holds `text`, once it was said so often."""
+
+        def found() -> list[str]:
+            return [line for line in self.lines if text in line]
+
+        with self._news:
+            self._news.wait_for(lambda: len(found()) >= times or self._over, seconds)
+            if len(found()) < times:
+                pytest.fail(f"never said {text!r} {times} times within {seconds:g} s; it said:\n{self.text}")
+            return found()[-1]
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, seconds: float = 45.0) -> int:
+        """Its exit code."""
+        code = self.process.wait(seconds)
+        self._thread.join(5.0)
+        return code
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+        self.wait()
+        assert self.process.stderr is not None
+        self._thread.join(5.0)
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def revolve(tmp_path: Path) -> Iterator[Callable[..., Program]]:
+    """`revolve("worker", url, REVOLVE_SECRET=…)` starts that command in `tmp_path`; it is killed after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*words: str, **environment: str) -> Program:
+            program = Program(*words, cwd=tmp_path, **environment)
+            stack.callback(program.close)
+            return program
+
+        yield start

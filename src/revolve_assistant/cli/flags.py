@@ -62,6 +62,8 @@ class Command(argparse.ArgumentParser):
             if word not in _YES:
                 self.error(f"{self.variable(action)} is {text!r}; it takes 1 or 0")
             return _YES[word]
+        if isinstance(action, argparse._AppendAction):
+            return [word for word in text.replace(",", " ").split() if word]
         try:
             value = action.type(text) if callable(action.type) else text
         except (argparse.ArgumentTypeError, ValueError) as error:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import logging
 import os
+import signal
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import UsageError
@@ -23,15 +26,14 @@ gives them back to the queue; a second signal does so at once."""
 
 
 def main(argv: list[str]) -> int:
-    """Serve until a signal. Exit code 0 after a drain, 128 + signal when it was cut short, 2 for a wrong call."""
+    """Serve until a signal. Exit code 0 after a drain, 128 + signal when it was cut short, 1 if no child can be
+    set up, 2 for a wrong call."""
     found = _command().read(argv)
     _log(found.log_level)
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` has it: the application's modules are here
     if found.reload or found.processes > 1:
-        from .worker_fleet import run_fleet
-
-        return run_fleet(_without_fleet(argv), found.processes, found.reload, found.grace)
+        return _serve_several(found, argv)
     return _serve(found)
 
 
@@ -45,7 +47,9 @@ def _command() -> Command:
     command.flag("--messenger", metavar="URL", help="what carries events (default: what the queue brings)")
     command.flag("--expose", action="append", metavar="NAME=MODULE:FUNCTION",
                  help="also serve a plain function to other programs; may be repeated")  # fmt: skip
-    command.flag("--setup", metavar="MODULE:FUNCTION", help="called once in each child before its first task")
+    command.flag(
+        "--setup", type=_target, metavar="MODULE:FUNCTION", help="called once in each child before its first task"
+    )
     command.flag("--max-tasks-per-child", type=_at_least_one, metavar="N", help="then the child is replaced")
     command.flag("--memory-limit", type=size, metavar="SIZE", help="of a child, such as 500M")
     command.flag("--grace", type=seconds, default=25.0, metavar="SECONDS", help="for running tasks after a signal")
@@ -60,8 +64,38 @@ def _command() -> Command:
     return command
 
 
+def _serve_several(found: argparse.Namespace, argv: list[str]) -> int:
+    from .worker_fleet import Fleet
+
+    fleet = Fleet(argv, found.processes, found.grace, found.reload)
+    before = {number: signal.signal(number, fleet.heed) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with _monitors(found, fleet.health):
+            return fleet.serve()
+    finally:
+        fleet.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _monitors(found: argparse.Namespace, find: Callable[[], dict[str, Any]]) -> Iterator[None]:
+    """What tells others how the worker is."""
+    from ..worker.health import HealthFile, HealthPort
+
+    with contextlib.ExitStack() as stack:
+        if found.health_port is not None:
+            port = HealthPort(find, found.health_host, found.health_port)
+            stack.callback(port.close)
+            print(f"revolve worker: health on http://{found.health_host}:{port.port}/ready", file=sys.stderr)
+        if found.health_file:
+            stack.callback(HealthFile(find, found.health_file).close)
+        yield
+
+
 def _serve(found: argparse.Namespace) -> int:
     from ..worker import Worker
+    from ..worker.health import health
     from ..worker.setup import call_setup
 
     worker = Worker(
@@ -79,23 +113,16 @@ def _serve(found: argparse.Namespace) -> int:
         max_tasks_per_child=found.max_tasks_per_child,
         memory_limit=found.memory_limit,
     )
-    monitors: list[Any] = []
-    try:
-        if found.health_port is not None:
-            from ..worker.health import HealthPort
-
-            port = HealthPort(worker, found.health_host, found.health_port)
-            monitors.append(port)
-            print(f"revolve worker: health on http://{found.health_host}:{port.port}/ready", file=sys.stderr)
-        if found.health_file:
-            from ..worker.health import HealthFile
-
-            monitors.append(HealthFile(worker, found.health_file))
-        worker.on_ready = lambda: _ready(worker)
+    worker.on_ready = lambda: _ready(worker)
+    with _monitors(found, lambda: health(worker)):
         return worker.run()
-    finally:
-        for monitor in monitors:
-            monitor.close()
+
+
+def _target(text: str) -> str:
+    module, mark, name = text.partition(":")
+    if not mark or not all(word.isidentifier() for word in (*module.split("."), *name.split("."))):
+        raise argparse.ArgumentTypeError(f"{text!r} is not MODULE:FUNCTION, such as app:connect")
+    return text
 
 
 def _ready(worker: Any) -> None:
@@ -138,17 +165,3 @@ def _at_least_one(text: str) -> int:
     if not number:
         raise argparse.ArgumentTypeError("it must be at least 1")
     return number
-
-
-def _without_fleet(argv: list[str]) -> list[str]:
-    """The arguments for one worker of several."""
-    kept: list[str] = []
-    skip = False
-    for word in argv:
-        if skip:
-            skip = False
-        elif word == "--processes":
-            skip = True
-        elif word != "--reload" and not word.startswith("--processes="):
-            kept.append(word)
-    return kept

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from .worker import Worker
 
 EVERY = 5.0  # seconds between two writes of the file
+SOON = 0.5  # the same, until it is ready
+
+Find = Callable[[], dict[str, Any]]
+"""What there is to say, with at least `state`, `live` and `ready`."""
 
 
 def health(worker: Worker) -> dict[str, Any]:
@@ -41,10 +46,10 @@ def health(worker: Worker) -> dict[str, Any]:
 class HealthPort:
     """Serves `/live` and `/ready` on a port, from a thread of its own. Raises `UsageError` if it cannot be bound."""
 
-    def __init__(self, worker: Worker, host: str, port: int) -> None:
+    def __init__(self, find: Find, host: str, port: int) -> None:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                found = health(worker)
+                found = find()
                 name = self.path.partition("?")[0].strip("/") or "ready"
                 if name not in ("live", "ready"):
                     self.send_error(404)
@@ -61,7 +66,7 @@ class HealthPort:
 
         try:
             self._server = ThreadingHTTPServer((host, port), Handler)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise UsageError(f"the health port {host}:{port} cannot be opened: {error}") from None
         self._server.daemon_threads = True
         self.port = int(self._server.server_address[1])
@@ -77,8 +82,9 @@ class HealthPort:
 class HealthFile:
     """Rewrites a file every 5 seconds. Raises `UsageError` if it cannot be written."""
 
-    def __init__(self, worker: Worker, path: str) -> None:
-        self._worker = worker
+    def __init__(self, find: Find, path: str) -> None:
+        self._find = find
+        self._ready = False
         self._path = os.path.abspath(path)
         self._over = threading.Event()
         try:
@@ -89,7 +95,8 @@ class HealthFile:
         self._thread.start()
 
     def _write(self) -> None:
-        found = health(self._worker)
+        found = self._find()
+        self._ready = bool(found["ready"])
         word = "draining" if found["state"] == "draining" else "ready" if found["ready"] else "live"
         draft = f"{self._path}.{os.getpid()}"
         with open(draft, "w", encoding="utf-8") as file:
@@ -97,11 +104,10 @@ class HealthFile:
         os.replace(draft, self._path)
 
     def _run(self) -> None:
-        while not self._over.wait(EVERY):
+        while not self._over.wait(EVERY if self._ready else SOON):
             try:
-                if not self._worker.live_threads():
-                    return
-                self._write()
+                if self._find()["live"]:
+                    self._write()
             except OSError:
                 pass  # its age says so
 

@@ -42,7 +42,7 @@ class Trial:
         self._passed = False
 
     def passed(self) -> bool:
-        """Whether a child could be set up. Blocks until that is known, or `give_up`; the engine may fail too."""
+        """Whether a child could be set up. Blocks until that is known, or `give_up`."""
         from .admission import Carried
 
         work = (Carried if self._worker.live else Work)(

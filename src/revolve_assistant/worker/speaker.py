@@ -152,7 +152,7 @@ class Speaker:
                 log.error("what a task wrote to %s is lost: %s", address, error)
 
     def _give_up(self, taken: list[_Taken], error: Exception) -> None:
-        """What was to be said is gone: run those tasks again, some day, whose end was among it; free their places."""
+        """What was to be said is gone: tasks whose end was among it run again some day, and their places are free."""
         over = [each.held for each in taken if each.ended]
         for held in over:
             held.outcome = Outcome("release", AGAIN, reason=f"{type(error).__name__}: {error}")

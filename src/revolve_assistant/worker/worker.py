@@ -35,6 +35,7 @@ from .served import Replies, targets
 from .setup import Trial
 from .speaker import Speaker
 from .taker import Taker
+from .turn import Turn
 
 log = logging.getLogger("revolve_assistant")
 
@@ -129,7 +130,7 @@ class Worker:
         self._signals = 0
         self.trial = Trial(self) if initializer is not None and engine is None else None
         self.failure: BaseException | None = None  # why it ends by itself
-        self._turn = _Turn()  # something happened that `run` or `stop` waits for
+        self._turn = Turn()  # something happened that `run` or `stop` waits for
         self._over = threading.Event()
         self._state = "new"
         self._lock = threading.Lock()
@@ -273,6 +274,8 @@ class Worker:
 
     def live_threads(self) -> bool:
         """Whether the worker can do its work as far as it is up to this process."""
+        if self._state == "new":
+            return True
         threads = (self.taker.thread, self.speaker.thread, self.control.thread)
         return self._state in ("running", "draining", "stopping") and all(each.is_alive() for each in threads)
 
@@ -321,27 +324,6 @@ class Worker:
 
     def __repr__(self) -> str:
         return f"<Worker {self.place} {','.join(self.queues)} {self._state} {len(self.taker.held)} tasks>"
-
-
-class _Turn:
-    """An event that a signal handler may set at any moment, also while its own thread waits for it or leaves `wait`.
-
-    `threading.Event` has a lock in it, on which such a handler would wait for ever. Wakes one waiter.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._lock.acquire()
-
-    def set(self) -> None:
-        try:
-            self._lock.release()
-        except RuntimeError:
-            pass  # it is set
-
-    def wait(self, seconds: float = -1.0) -> None:
-        """Wait until it is set, and unset it; at most so many seconds."""
-        self._lock.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
 
 
 def _named(messenger: str | NamedMessenger) -> NamedMessenger:
