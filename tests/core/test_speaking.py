@@ -525,11 +525,19 @@ def test_progress_that_nobody_reads_is_replaced_wherever_it_stands(clients: dict
 def test_progress_that_one_reader_takes_and_another_does_not_is_not_kept_for_ever(clients: dict[str, Client]) -> None:
     task = clients["process"].submit(report_between, 50, 400)
     unread, taken = task.events(), task.events()
+    early: list[Any] = []
+    task.add_listener("n", early.append)
     task.send("go")
     numbers = [event.args[0] for event in taken if event.name == "n"]
     task.result()
     assert numbers == list(range(50))
     assert len(task._log.records) <= 2200  # of 20,050
+    late: list[Any] = []
+    heard = threading.Event()
+    task.add_listener("n", late.append)
+    task.add_listener("succeeded", lambda _: heard.set())
+    assert heard.wait(30)
+    assert early == late == list(range(50))
     events = list(unread)
     assert [event.args[0] for event in events if event.name == "n"] == list(range(50))
     assert [event.seq for event in events] == sorted({event.seq for event in events})

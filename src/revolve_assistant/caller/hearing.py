@@ -195,7 +195,7 @@ class Hearing(Ending):
             return False  # nothing was dispatched yet: it hears all with the others
         with kept.lock:
             first = kept.first
-            count = max(0, min(stop - first, len(kept.records)))
+            count = max(0, min(kept.place(stop), len(kept.records)))
             records = kept.placed(0, count) if count else []
             if first:
                 when = records[0][2][3] if records else 0.0

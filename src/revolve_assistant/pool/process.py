@@ -150,7 +150,7 @@ class ChildProcess:
         self.cost = 0.0  # seconds that the outstanding ones are expected to take
         self.functions: dict[int, int] = {}  # keys of the callables it has -> bytes, oldest first
         self.function_bytes = 0
-        self.holders: dict[str, list[int]] = {}  # key of a shared object -> of the callables that hold it
+        self.holders: dict[str, set[int]] = {}  # key of a shared object -> of the callables that hold it
         self.shares: set[str] = set()
         self.ready = False
         self.blocked = False  # a long task runs: nothing is queued behind it

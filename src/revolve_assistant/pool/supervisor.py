@@ -216,6 +216,7 @@ class Supervisor(Engine):
             for child in list(self.children):
                 self.watch.bury(child)
             self.feeder.close()
+            self.shares = ()
         self.deliver()
 
     def after_fork(self) -> None:

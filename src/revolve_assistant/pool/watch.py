@@ -80,9 +80,8 @@ class Watch:
             for job in unsent:
                 del child.jobs[job.seq]
             self.supervisor.feeder.again(unsent)
-            child.functions.clear()  # what was about to be sent with them may be missing too: all is sent again
+            child.functions.clear()  # one that was to be sent with them may be missing too: all are sent again
             child.function_bytes = 0
-            child.shares.clear()
             if not child.jobs:
                 self.supervisor.feeder.refill(child)
 
