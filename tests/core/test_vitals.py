@@ -95,7 +95,7 @@ def test_a_child_volunteers_for_oom() -> None:
 
 
 def test_an_exit_that_nobody_knows_is_called_so() -> None:
-    text, number, code = vitals.describe_exit(None)
+    text, number, code = vitals.describe_exit(vitals.UNKNOWN_EXIT)
     assert "not known" in text
     assert number is code is None
 
