@@ -156,8 +156,8 @@ class Child:
 
     def _listen(self) -> None:
         """Read the control socket until the supervisor is gone, then take the whole process group along."""
-        if hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        if hasattr(_signal, "pthread_sigmask"):
+            _signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
         pending = bytearray()
         fds: list[int] = []
         room = CMSG_SPACE(64 * 4)
