@@ -392,11 +392,11 @@ def test_ctrl_c_while_it_forks(tmp_path: Path) -> None:
         from revolve_assistant import Client
 
         me, rounds = os.getpid(), 0
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
         with Client("fork://", max_workers=2) as client:
             while rounds < 60:
-                signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.00005 * rounds)
-                signal.signal(signal.SIGALRM, signal.default_int_handler)
                 try:
+                    signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.00005 * rounds)
                     while True:
                         task = client.submit(os.getpid)
                         assert task.result() != me
