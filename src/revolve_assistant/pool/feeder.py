@@ -89,7 +89,7 @@ class Feeder:
             work = parcel.work
             function = work.function
             key = function.key
-            job.seq = seq = child.given + 1
+            child.given = job.seq = seq = child.given + 1  # first: no number is used twice, whatever happens
             extras = None
             payload = work.payload
             if (
@@ -108,7 +108,6 @@ class Feeder:
                     continue
             if key not in child.functions:
                 self._give_function(child, function, work, messages)
-            child.given = seq
             job.child = child
             job.state = SENT
             child.jobs[seq] = job
