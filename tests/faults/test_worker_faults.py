@@ -196,7 +196,7 @@ def test_a_worker_that_is_stopped_and_woken_goes_on_as_if_nothing_was(worker, cl
 
 
 def test_a_worker_that_lost_its_task_while_it_was_away_is_fenced(server, worker, client, app, tmp_path):
-    """Its connections are cut while it is stopped. Another one runs the task; what it says once awake counts no more."""
+    """Its connections are cut while it is stopped, another one runs the task: what it says once awake is not heard."""
     gates = tmp_path / "first", tmp_path / "second"
     with Door(server.port) as door:
         stopped = worker(url=at(door))
