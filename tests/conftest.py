@@ -428,11 +428,14 @@ class Program:
 
 @pytest.fixture
 def revolve(tmp_path: Path) -> Iterator[Callable[..., Program]]:
-    """`revolve("worker", url, REVOLVE_SECRET=…)` starts that command in `tmp_path`; it is killed after the test."""
+    """`revolve("worker", url, REVOLVE_SECRET=…)` starts that command in `tmp_path`, or `cwd`.
+
+    It is killed after the test.
+    """
     with contextlib.ExitStack() as stack:
 
-        def start(*words: str, **environment: str) -> Program:
-            program = Program(*words, cwd=tmp_path, **environment)
+        def start(*words: str, cwd: Path = tmp_path, **environment: str) -> Program:
+            program = Program(*words, cwd=cwd, **environment)
             stack.callback(program.close)
             return program
 

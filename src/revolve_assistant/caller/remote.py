@@ -272,6 +272,7 @@ class Remote:
             log.warning("%s; trying again", error)
         self.trouble = error
         self.reckoning.suspect()
+        self.ring()  # it may be the reader's thread that found out
 
     def in_touch(self) -> None:
         """A server answered."""
