@@ -19,6 +19,7 @@ from ..pool.threads import OurThread
 from ..wire import frames as wire
 from ..wire.remote import pack_error
 from ..wire.seal import Purpose
+from . import monitor
 
 if TYPE_CHECKING:
     from ..messenger import Messenger
@@ -121,6 +122,9 @@ class Speaker:
         for inbox, mine in inboxes.items():
             if inbox:
                 self._gather(inbox, mine, messages)
+        seen = monitor.message(worker, taken) if messages else None
+        if seen is not None and len(seen[1]) <= worker.messenger.traits.max_bytes:
+            messages.append(seen)
         stored = not messages or self._write(messages)
         over: list[Held] = []
         for each in taken:
