@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -486,7 +485,9 @@ def main() -> int:
         print(f"{row} …", file=sys.stderr, flush=True)
         with quietness() as found:
             lines += ROWS[row](options.rounds)
-        found["others"] = statistics.median([value for value in (_measure.disturbance(), found["others"]) if value])
+        counted = _measure.disturbance()
+        if counted is not None:
+            found["others"] = counted
         machine[row] = found
     if options.json:
         print(json.dumps({"lines": [line.as_dict() for line in lines], "machine": machine}, indent=1))

@@ -339,11 +339,18 @@ def stacks(folder: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def need() -> Callable[[str], str]:
-    """`need("tmux")` is the path of a program; without it the test is skipped at home and fails in CI."""
+def need() -> Callable[..., str]:
+    """`need("tmux")` is the path of a program; without it the test is skipped at home and fails in CI.
 
-    def need(tool: str) -> str:
+    With `having`, arguments with which the program ends well only if it has the module that the test uses, that too.
+    """
+
+    def need(tool: str, *having: str) -> str:
         path = shutil.which(tool, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
+        if path is not None and having:
+            done = subprocess.run([path, *having], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+            if done.returncode:
+                path, tool = None, f"what makes `{tool} {' '.join(having)}` succeed"
         if path is None:
             message = f"{tool} is not installed; scripts/test installs it, or says how to"
             if CI:

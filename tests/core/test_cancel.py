@@ -380,6 +380,48 @@ def test_what_they_held_is_let_go_at_once(make: Made) -> None:
     held.send("go")
 
 
+class Weighty:
+    """An argument whose end one can see; `bytes` on its way."""
+
+    def __reduce__(self) -> Any:
+        return (bytes, (b"x",))
+
+
+@pytest.mark.parametrize("url", ["process://", "thread://"])
+def test_what_waiting_tasks_held_is_let_go_at_once(make: Made, url: str) -> None:
+    client = make() if url == "process://" else Client(url, max_workers=1)
+    with client:
+        held = started(client.submit(hear))
+        if url == "process://":
+            numpy = pytest.importorskip("numpy")
+            things: list[Any] = [numpy.zeros(1 << 16) for _ in range(10)]  # travels beside: the task holds it
+        else:
+            things = [Weighty() for _ in range(10)]
+        kept = [weakref.ref(thing) for thing in things]
+        for _ in range(len(things)):
+            client.submit(len, things.pop()).cancel()
+        gc.collect()
+        assert not any(reference() is not None for reference in kept)
+        held.send("go")
+
+
+@pytest.mark.parametrize("url", ["process://", "thread://"])
+def test_cancelled_tasks_do_not_pile_up_behind_a_long_one(make: Made, url: str) -> None:
+    client = make() if url == "process://" else Client(url, max_workers=1)
+    with client:
+        held = started(client.submit(hear))
+        lanes = client._engine.feeder.lanes["plain"] if url == "process://" else client._engine._lanes
+        stay = [client.submit(abs, -number) for number in range(10)]
+        stay += [client.options(priority=priority).submit(abs, -10) for priority in (5, -5)]
+        for number in range(1000):
+            client.options(priority=number % 3).submit(abs, number).cancel()
+            assert sum(map(len, lanes._lanes.values())) <= 12 + 65
+            assert lanes.count == 12
+        held.send("go")
+        assert [task.result() for task in stay] == [*range(10), 10, 10]
+        assert lanes.count == lanes._dropped == sum(map(len, lanes._lanes.values())) == 0
+
+
 def test_prefetched_tasks_are_taken_back(make: Made, tmp_path: Path) -> None:
     def work(number: int, seconds: float = 0) -> int:
         (tmp_path / str(number)).touch()

@@ -98,7 +98,10 @@ def barrier(text):
     print("printed by", text)
     return f"result of {text}"
 def greedy(text):
-    return len(bytearray(400 << 20)) if text == "much" else 0
+    held = bytearray(400 << 20) if text == "much" else b""
+    if held:
+        time.sleep(30)  # until the supervisor looks: it is killed for it
+    return len(held)
 async def later(text):
     import asyncio
     await asyncio.sleep(0.01)

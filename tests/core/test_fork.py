@@ -147,7 +147,7 @@ def test_a_large_array_is_not_copied(client: Client) -> None:
     def work() -> tuple[int, int]:
         total = int(array.sum())
         gc.collect()
-        facts = dict(line.split()[:2] for line in open("/proc/self/smaps_rollup").read().splitlines()[1:])
+        facts = dict(line.split()[:2] for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
         return total, int(facts["Private_Dirty:"]) * 1024
 
     total, private = client.submit(work).result()
@@ -160,8 +160,9 @@ def test_a_collection_in_the_fork_copies_nothing(client: Client) -> None:
         gc.collect()
         return gc.get_freeze_count(), gc.get_count()[2]
 
-    assert client.submit(work).result()[0] > 10_000
-    assert gc.get_freeze_count() == 0
+    before = gc.get_freeze_count()
+    assert client.submit(work).result()[0] > before + 10_000
+    assert gc.get_freeze_count() == before
 
 
 def test_a_result_that_cannot_travel_is_named(client: Client) -> None:
@@ -169,7 +170,7 @@ def test_a_result_that_cannot_travel_is_named(client: Client) -> None:
         def __reduce__(self) -> Any:
             raise ValueError("no")
 
-    with pytest.raises(NotCarriable, match="result is a _thread.lock") as raised:
+    with pytest.raises(NotCarriable, match=r"result is a _thread\.lock") as raised:
         client.submit(threading.Lock).result()
     assert "the result of _thread:" in "".join(raised.value.__notes__)
     with pytest.raises(NotCarriable, match="Mine"):
@@ -285,7 +286,7 @@ def test_an_initializer_runs_in_every_fork(make: Callable[..., Client], tmp_path
 
 def test_a_fork_stands_alone(client: Client) -> None:
     random.seed(1)
-    numpy.random.seed(1)  # noqa: NPY002
+    numpy.random.seed(1)
     signal.signal(signal.SIGUSR2, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 
@@ -296,7 +297,7 @@ def test_a_fork_stands_alone(client: Client) -> None:
             "blocked": len(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
             "stdin": (os.read(0, 1), sys.stdin.read()),
             "thread": (threading.current_thread().name, threading.active_count()),
-            "random": (random.random(), numpy.random.random()),  # noqa: NPY002
+            "random": (random.random(), numpy.random.random()),
         }
 
     try:
@@ -664,7 +665,7 @@ def test_a_fork_waits_for_a_listener(make: Callable[..., Client]) -> None:
 
 def test_output_works_whatever_thread_was_writing(make: Callable[..., Client], monkeypatch: pytest.MonkeyPatch) -> None:
     read, write = os.pipe()
-    full = io.TextIOWrapper(open(write, "wb"), write_through=True)
+    full = io.TextIOWrapper(io.BufferedWriter(io.FileIO(write, "w")), write_through=True)
     client = make("fork://?other_threads=allow")
     writer = threading.Thread(target=lambda: (full.write("x" * MIB), full.flush()))
     writer.start()  # it waits for a reader, within the lock of its buffer
@@ -766,23 +767,18 @@ def test_one_that_waits_is_never_forked(make: Callable[..., Client], tmp_path: P
     assert not (tmp_path / "ran").exists()
 
 
-def test_no_more_forks_at_once_than_asked_for(make: Callable[..., Client], tmp_path: Path) -> None:
+def test_no_more_forks_at_once_than_asked_for(make: Callable[..., Client]) -> None:
     client = make(max_workers=3)
-    (tmp_path / "log").touch()
-
-    def work(number: int) -> int:
-        with open(tmp_path / "log", "ab", buffering=0) as log:
-            log.write(b"+")
-            time.sleep(0.005)
-            log.write(b"-")
-        return number
-
-    assert list(client.map(work, range(30))) == list(range(30))
-    running, most = 0, 0
-    for mark in (tmp_path / "log").read_text():
-        running += 1 if mark == "+" else -1
-        most = max(most, running)
-    assert (running, most) == (0, 3)
+    tasks = [client.submit(hear) for _ in range(10)]
+    for _ in range(4):
+        states = [task.state for task in tasks]
+        assert states == ["running"] * min(3, len(tasks)) + ["pending"] * (len(tasks) - 3)
+        for task in tasks[:3]:
+            task.send("go")
+            task.result()
+        del tasks[:3]
+        for task in tasks[:3]:
+            started(task)
 
 
 def test_what_lingers_after_its_task_is_ended(make: Callable[..., Client], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -839,7 +835,7 @@ def test_a_death_that_the_program_itself_has_noticed(make: Callable[..., Client]
     with client._engine.lock:  # so that the pump comes too late
         os.kill(child.pid, signal.SIGKILL)
         assert os.wait()[0] == child.pid
-    with pytest.raises(TaskLost, match="the program itself had waited for it") as raised:
+    with pytest.raises(TaskLost, match="something else collected its exit status") as raised:
         task.result()
     assert (raised.value.signal, raised.value.exit_code) == (None, None)
 

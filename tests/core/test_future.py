@@ -154,6 +154,57 @@ def test_two_threads_wait_for_tasks_and_futures_mixed(client: Client, monkeypatc
     high.send("go")
 
 
+def wait_for_all(futures: list[cf.Future[Any]], start: threading.Barrier) -> int:
+    start.wait(30)
+    return len(cf.wait(futures, timeout=30).done)
+
+
+def wait_for_each(futures: list[cf.Future[Any]], start: threading.Barrier) -> int:
+    start.wait(30)
+    left = set(futures)
+    while left and (step := cf.wait(left, timeout=30, return_when=cf.FIRST_COMPLETED)).done:
+        left = step.not_done
+    return len(futures) - len(left)
+
+
+def as_they_come(futures: list[cf.Future[Any]], start: threading.Barrier) -> int:
+    start.wait(30)
+    return sum(1 for _ in cf.as_completed(futures, timeout=30))
+
+
+def end_all(futures: list[cf.Future[Any]], start: threading.Barrier) -> int:
+    start.wait(30)
+    for each in futures:
+        each.set_result(0)
+    return len(futures)
+
+
+def cancel_all(futures: list[Task[Any]], start: threading.Barrier) -> int:
+    start.wait(30)
+    return len([each.cancel() for each in futures])
+
+
+@pytest.mark.parametrize("url", ["process://", "thread://"])
+def test_waits_for_overlapping_tasks_and_futures_race_with_their_ends(url: str) -> None:
+    """In each of 200 rounds three threads wait for overlapping sets, in three ways, while three others end them all."""
+    usual = sys.getswitchinterval()
+    with Client(url, max_workers=2) as client, cf.ThreadPoolExecutor(6) as threads:
+        sys.setswitchinterval(1e-6)
+        try:
+            for number in range(200):
+                start = threading.Barrier(6)
+                own = [cf.Future[Any]() for _ in range(4)]
+                tasks = [client.submit(mul, number, index) for index in range(4)]
+                mixed: list[cf.Future[Any]] = [*itertools.chain(*zip(own, tasks, strict=True))]
+                ways = [(wait_for_all, mixed[:6]), (wait_for_each, mixed[2:]), (as_they_come, mixed)]
+                ways += [(end_all, own[:2]), (end_all, own[2:]), (cancel_all, tasks[2:])]
+                found = [threads.submit(way, futures, start) for way, futures in ways]  # type: ignore[arg-type]
+                assert [each.result(50) for each in found] == [len(futures) for _, futures in ways]
+                assert all(not each._waiters for each in mixed)
+        finally:
+            sys.setswitchinterval(usual)
+
+
 def test_wait_races_with_the_ends(client: Client) -> None:  # issue 14406
     usual = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)

@@ -24,12 +24,16 @@ from revolve_assistant.pool.reports import (
     REPORT_RETURNED,
     REPORT_STARTED,
     REPORT_SUCCEEDED,
+    REPORT_WAITING,
 )
 from revolve_assistant.wire import frames as wire
 from revolve_assistant.wire.remote import pack_error
 
 ENDS = {REPORT_CANCELLED, REPORT_FAILED, REPORT_LOST, REPORT_RAISED, REPORT_RETURNED, REPORT_SUCCEEDED}
 Frame = tuple[str, bytes, int, list[Any]]
+
+
+NAMES = {REPORT_STARTED: "started", REPORT_RETRYING: "retrying", REPORT_WAITING: "waiting"}
 
 
 class Heard:
@@ -58,7 +62,7 @@ class Heard:
                     else:
                         found.append((record[4][0], record[4][1]))
             else:
-                found.append({REPORT_STARTED: "started", REPORT_RETRYING: "retrying"}.get(kind, "end"))
+                found.append(NAMES.get(kind, "end"))
         return found
 
 

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from revolve_assistant.caller.log import BEHIND, GAP, MAX_BYTES, MAX_EVENTS, Log, Reader
+from revolve_assistant.caller.log import BEHIND, GAP, MAX_BYTES, MAX_EVENTS, THIN, Log, Reader
 from revolve_assistant.pool.reports import EVENT, PROGRESS
 
 
@@ -85,11 +85,17 @@ class LogMachine(RuleBasedStateMachine):
         place = self.places[which % len(self.places)]
         if limit < 0:  # all but one
             limit = max(0, len(self.all) - max(place.next, place.floor) - 1)
-        got = place.reader.take(limit)
+        placed = place.reader.take(limit)
+        got = [record for _, _, record in placed]
         if place.next < place.floor:
             kind, _, name, _, arguments = got.pop(0)
             assert (kind, name, arguments) == (GAP, "gap", (place.floor - place.next,))
+            assert placed.pop(0)[1] == 0
             place.next = place.floor
+        for attempt, seq, record in placed:
+            index = int(record[3])
+            number = max(1, sum(start <= index for start in self.attempts))
+            assert (attempt, seq) == (number, index + 1 - (self.attempts[number - 1] if self.attempts else 0))
         assert got == self.all[place.next : place.next + limit]
         place.next += len(got)
         self.credit()
@@ -174,11 +180,11 @@ def test_only_progress_that_newer_replaced_is_left_out(steps):
             log.append(list(new), 40 * len(new))
         else:
             which, limit = how
-            heard[which] += readers[which].take(limit)
+            heard[which] += [record for _, _, record in readers[which].take(limit)]
         if spoken:
             assert log.records[-1] == spoken[-1]  # the newest always arrives
     for reader, mine in zip(readers, heard, strict=True):
-        mine += reader.take(100_000)
+        mine += [record for _, _, record in reader.take(100_000)]
         numbers = [int(record[3]) for record in mine]
         assert numbers == sorted(set(numbers))
         assert mine == [spoken[number] for number in numbers]
@@ -197,3 +203,66 @@ def test_progress_alone_costs_a_reader_that_is_behind_one_record(batches):
         assert len(log.records) == BEHIND + 2
         assert log.records[-1] == progress(count - 1)
         assert log.size == 40 * (BEHIND + 2)
+
+
+word = st.sampled_from(["said", "progress", "progress", "attempt"])
+step_ = st.tuples(st.just("say"), st.lists(word, min_size=1, max_size=9)) | st.tuples(
+    st.just("take"), st.tuples(st.integers(0, 2), st.integers(1, 12))
+)
+
+
+@given(st.lists(step_, max_size=60))
+def test_a_reader_that_is_far_behind_gets_all_but_the_older_progress(steps):
+    log = Log()
+    log.begin_attempt()
+    log._thin_at = few = 6
+    readers = [log.reader(lambda: None) for _ in range(3)]
+    heard: list[list[Any]] = [[], [], []]
+    spoken: list[Any] = []
+    attempt_of: list[int] = []
+    attempt = 1
+    for what, how in steps:
+        if what == "take":
+            which, limit = how
+            heard[which] += readers[which].take(limit)
+            continue
+        for kind in how:
+            if kind == "attempt":
+                log.begin_attempt()
+                attempt += 1
+                continue
+            spoken.append((progress if kind == "progress" else said)(len(spoken)))
+            attempt_of.append(attempt)
+            log._thin_at = min(log._thin_at, max(few, 2 * len(log.records)))  # instead of THIN
+            log.append([spoken[-1]], 40)
+    for reader, mine in zip(readers, heard, strict=True):
+        mine += reader.take(100_000)
+        numbers = [int(record[3]) for _, _, record in mine]
+        assert numbers == sorted(set(numbers))
+        places = [(attempt, seq) for attempt, seq, _ in mine]
+        assert places == sorted(set(places))
+        assert [attempt for attempt, _, _ in mine] == [attempt_of[number] for number in numbers]
+        for number in set(range(len(spoken))) - set(numbers):
+            assert spoken[number][0] == PROGRESS
+            later = range(number + 1, len(spoken))
+            assert any(spoken[n][0] == PROGRESS and attempt_of[n] == attempt_of[number] for n in later)
+        for attempt, seq, record in mine:  # at most as many came before it in its attempt
+            assert seq <= 1 + attempt_of[: int(record[3])].count(attempt)
+    assert log.size >= 0
+
+
+def test_progress_and_a_reader_that_never_takes_cost_the_other_nothing_and_memory_is_bounded():
+    log = Log()
+    log.begin_attempt()
+    slow, fast = log.reader(lambda: None), log.reader(lambda: None)
+    for number in range(20_000):
+        log.append([progress(number) if number % 1000 else said(number)], 40)
+        ((attempt, seq, record),) = fast.take()
+        assert (attempt, seq, int(record[3])) == (1, number + 1, number)
+        assert len(log.records) <= THIN + 1
+    found = slow.take(100_000)
+    said_, newest = range(0, 20_000, 1000), 19_999
+    numbers = [int(record[3]) for _, _, record in found]
+    assert set(said_) <= set(numbers)
+    assert numbers[-1] == newest
+    assert found[-1][1] == 20_000

@@ -8,6 +8,7 @@ import gc
 import multiprocessing
 import os
 import sys
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -377,6 +378,38 @@ def answer(number: int) -> Any:
         return number
 
     return inner
+
+
+def test_a_function_that_was_dropped_and_sent_again_lets_go_of_its_share(monkeypatch: Any) -> None:
+    from revolve_assistant.pool import feeder
+
+    monkeypatch.setattr(feeder, "MAX_FUNCTIONS", 1)
+    with Client(max_workers=1) as client:
+        fn = scaled(client.share(numpy.ones(50_000)), 1)
+        for _ in range(3):
+            assert client.submit(fn, 0).result() == 50_000.0
+            assert client.submit(scaled(numpy.ones(1), 1), 0).result() == 1.0
+        assert client.submit(fn, 0).result() == 50_000.0
+        (child,) = client._engine.children
+        assert child.holders
+        del fn
+        gc.collect()
+        assert client.submit(abs, -1).result() == 1
+        assert client.submit(numpy.sum, numpy.ones(100_000)).result() == 100_000.0
+        assert not child.holders
+        assert client._engine.children == [child]
+
+
+def test_a_closed_client_is_not_kept_by_what_it_shared() -> None:
+    with Client("inline://") as other:
+        share = other.share(numpy.ones(50_000))
+    client = Client(max_workers=1, initializer=keep, initargs=(share,))
+    assert client.submit(numpy.sum, share).result() == 50_000.0
+    client.shutdown()
+    engine = weakref.ref(client._engine)
+    del client
+    gc.collect()
+    assert engine() is None
 
 
 def test_a_function_that_was_dropped_in_the_child_is_sent_again(client: Client, monkeypatch: Any) -> None:

@@ -522,6 +522,56 @@ def test_progress_that_nobody_reads_is_replaced_wherever_it_stands(clients: dict
     assert len(events) < 1000
 
 
+def test_progress_that_one_reader_takes_and_another_does_not_is_not_kept_for_ever(clients: dict[str, Client]) -> None:
+    task = clients["process"].submit(report_between, 50, 400)
+    unread, taken = task.events(), task.events()
+    early: list[Any] = []
+    task.add_listener("n", early.append)
+    task.send("go")
+    numbers = [event.args[0] for event in taken if event.name == "n"]
+    task.result()
+    assert numbers == list(range(50))
+    assert len(task._log.records) <= 2200  # of 20,050
+    late: list[Any] = []
+    heard = threading.Event()
+    task.add_listener("n", late.append)
+    task.add_listener("succeeded", lambda _: heard.set())
+    assert heard.wait(30)
+    assert early == late == list(range(50))
+    events = list(unread)
+    assert [event.args[0] for event in events if event.name == "n"] == list(range(50))
+    assert [event.seq for event in events] == sorted({event.seq for event in events})
+    assert next(event for event in reversed(events) if event.name == "progress").args[0].fraction == 399 / 400
+
+
+def emit_many(number: int) -> int:
+    for index in range(number):
+        emit("n", index)
+    return number
+
+
+def test_small_events_run_ahead_of_a_slow_listener_by_their_weight_in_memory(clients: dict[str, Client]) -> None:
+    go, full, seen = threading.Event(), threading.Event(), []
+
+    def hear(index: int) -> None:
+        if not seen:
+            full.set()
+            go.wait(30)
+        seen.append(index)
+
+    task = clients["process"].submit(emit_many, 50_000)
+    task.add_listener("n", hear)
+    assert full.wait(30)
+    assert task._log is not None
+    most = (4 << 20) // 256
+    while task._log.want is None:  # it asks for more at half of its credit
+        time.sleep(0.001)
+    assert len(task._log.records) <= most
+    go.set()
+    assert task.result() == 50_000
+    assert seen == list(range(50_000))
+
+
 # --- outside a task
 
 

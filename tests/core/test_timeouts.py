@@ -223,10 +223,31 @@ def test_a_coroutine_that_blocks_its_loop_takes_the_others_along(make: Made, mon
     task.cancel()
     assert rung_of(task) == "SIGKILL"
     assert isinstance(others[0].exception(), TaskLost)
+    assert f"{task.name} (task {task.id})" in str(others[0].exception())
     assert rung_of(others[1]) == "SIGKILL"
     after = client.submit(receiving_too)
     after.send("go")
     after.result()
+
+
+async def once_more() -> str:
+    if current_task().attempt > 1:
+        return "again"
+    emit("here")
+    await asyncio.sleep(NEVER)
+    return ""
+
+
+def test_the_reason_of_a_retry_names_the_coroutine_at_fault(make: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ladder, "ALONE", 0.1)  # seconds that the others have
+    client = make((0, 0, 0))
+    innocent = running(client.options(retries=1, backoff=0.0).submit(once_more))
+    culprit = running(client.submit(blocking))
+    culprit.cancel()
+    assert innocent.result() == "again"
+    (reason,) = [event.args[0] for event in innocent.events("retrying") if event.name == "retrying"]
+    assert f"killed to stop {culprit.name} (task {culprit.id})" in reason
+    assert rung_of(culprit) == "SIGKILL"
 
 
 def test_coroutines_that_wait_and_coroutines_that_take_too_long(make: Made) -> None:
@@ -250,6 +271,36 @@ def look() -> str:
     while not current_task().cancel_requested:
         time.sleep(0.001)
     return "tidied up"
+
+
+def test_a_thread_whose_task_is_cancelled_as_it_starts_is_counted_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    from revolve_assistant.providers.thread import Engine
+
+    taken, go = threading.Semaphore(0), threading.Semaphore(0)
+    run = Engine.run
+
+    def held(self: Engine, job: Any) -> None:
+        taken.release()
+        go.acquire()
+        run(self, job)
+
+    with Client("thread://", max_workers=4) as client:
+        monkeypatch.setattr(Engine, "run", held)
+        tasks = []
+        for _ in range(6):
+            tasks.append(client.submit(abs, 1))
+            assert taken.acquire(timeout=30)  # a thread has taken it from its lane, and has not begun
+            assert tasks[-1].cancel()
+            assert tasks[-1].cancel()
+            assert client._engine._lanes.count == 0
+            go.release()
+            cf.wait(tasks)
+        monkeypatch.undo()
+        assert {rung_of(task) for task in tasks} == {"unstarted"}  # it never ran, so that is what the end says
+        barrier = threading.Barrier(4)
+        together = [client.submit(barrier.wait, 30) for _ in range(4)]  # as many threads, or it breaks
+        assert sorted(task.result() for task in together) == [0, 1, 2, 3]
+        assert client._engine._lanes.count == 0
 
 
 def test_threads_stop_at_the_flag_and_say_so() -> None:

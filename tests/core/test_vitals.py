@@ -94,6 +94,12 @@ def test_a_child_volunteers_for_oom() -> None:
     assert not vitals.raise_oom_score(process.pid, to=1000)
 
 
+def test_an_exit_that_nobody_knows_is_called_so() -> None:
+    text, number, code = vitals.describe_exit(vitals.UNKNOWN_EXIT)
+    assert "not known" in text
+    assert number is code is None
+
+
 @pytest.mark.parametrize(
     ("code", "described"),
     [

@@ -27,7 +27,7 @@ DOCS = ROOT / "docs"
 SOURCE = ROOT / "src" / "revolve_assistant"
 SECONDS = 20.0  # a page may take
 NOT_RUN = "<!-- not run -->"
-ENGINES = ("process", "thread", "inline", "executor")
+ENGINES = ("process", "thread", "fork", "inline", "executor")
 PAGES = [
     ROOT / "README.md",
     DOCS / "tutorial.md",

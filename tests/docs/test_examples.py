@@ -30,6 +30,7 @@ EXPECTED = {
     "16_original_in_event_loops.py": "trio: [0, 1, 2] done",
     "17_original_in_tk.py": "the bar moved to 100%; finished",
     "18_gearman_queue.py": "be: 2",
+    "19_gearman_foreign.py": 'ours, called by them: {"a": [1, 2]}',
 }
 
 
@@ -39,6 +40,7 @@ NEEDS = {  # programs that an example starts, or is run by
     "15_original_fire_and_forget.py": ("gearmand",),
     "17_original_in_tk.py": ("xvfb-run",),
     "18_gearman_queue.py": ("gearmand",),
+    "19_gearman_foreign.py": ("gearmand", "gearman"),
 }
 
 

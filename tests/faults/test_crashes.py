@@ -560,3 +560,45 @@ def test_no_descriptors_left_is_an_error_that_passes() -> None:
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=50, check=False
     )
     assert (done.returncode, done.stdout.split()[0]) == (0, Unreachable.__name__), done.stderr
+
+
+# --- whose exit status nobody has
+
+
+@contextmanager
+def sigchld(handler: Any) -> Iterator[None]:
+    usual = signal.signal(signal.SIGCHLD, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, usual)
+
+
+@pytest.mark.parametrize("way", ["_exit3", "_exit0", "SIGKILL", "segfault"])
+def test_where_sigchld_is_ignored_no_exit_status_is_made_up(way: str) -> None:
+    with sigchld(signal.SIG_IGN), Client(max_workers=1) as client:
+        task = client.submit(crash, way)
+        with pytest.raises(TaskLost, match="how is not known, because SIGCHLD is ignored") as raised:
+            task.result()
+        assert (raised.value.signal, raised.value.exit_code) == (None, None)
+        assert ("string_at" in "".join(getattr(raised.value, "__notes__", ()))) == (way == "segfault")
+        assert client.submit(abs, -1).result() == 1
+        cancelled = client.submit(crash, "stay")
+        next(cancelled.events("here"))
+        cancelled.cancel()
+        with pytest.raises(TaskCancelled):
+            cancelled.result()
+
+
+def test_where_somebody_else_collects_the_exit_status_none_is_made_up() -> None:
+    def collect(*_: Any) -> None:
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+    with sigchld(collect), Client(max_workers=1) as client:
+        for _ in range(5):  # either may be first
+            with pytest.raises(TaskLost, match=r"not known|exited with code 3") as raised:
+                client.submit(crash, "_exit3").result()
+            assert raised.value.exit_code in (None, 3)
+            assert client.submit(abs, -1).result() == 1

@@ -7,7 +7,7 @@ from typing import ClassVar
 import pytest
 
 from revolve_assistant.engine import Outcome, Parcel
-from revolve_assistant.errors import Overloaded, UsageError
+from revolve_assistant.errors import Overloaded, Unreachable, UsageError
 from revolve_assistant.protocols.gearman import GearmanClient
 from revolve_assistant.providers import registry
 from revolve_assistant.providers.gearman.names import Names
@@ -230,3 +230,30 @@ def test_tasks_that_claim_to_be_due_later_than_they_come_do_not_keep_others_wait
         (lease,) = take(queue, 1)
         assert lease.id == "soon"
         assert set(queue.state([f"t{n}" for n in range(250)]).values()) == {"queued"}
+
+
+def test_who_takes_without_waiting_hears_of_tasks_and_reconnects():
+    def taken():
+        try:
+            return queue.take(["default"], limit=1, wait=0.0)
+        except Unreachable:
+            return []
+
+    def submitted(body):
+        with GearmanClient([server.address]) as client:
+            client.submit("kit.q.default", body, background=True)
+
+    with Gearmand() as server:
+        queue = registry.engine(url(server) + "?timeout=1")
+        queue.open()
+        try:
+            for body in (b"first", b"second"):
+                assert taken() == []
+                submitted(body)
+                (lease,) = eventually(taken, "a task", within=5.0)
+                assert lease.body == body
+            server.restart()
+            submitted(b"third")
+            assert eventually(taken, "a task of the new server", within=9.0)[0].body == b"third"
+        finally:
+            queue.close()

@@ -20,7 +20,8 @@ from .dispatch import Dispatcher
 from .ending import _ending, say_unretrieved
 from .engines import choose_engine
 from .listeners import Listener, Listeners
-from .options import PLAIN, Options, merge, options_of
+from .options import PLAIN, Options, options_of
+from .submitter import Submitter, sink
 from .task import Task, _cancelled
 from .waiting import aside, in_trio, wait, wait_async
 
@@ -33,61 +34,6 @@ T = TypeVar("T")
 log = logging.getLogger("revolve_assistant")
 MAX_BUFFERED = 64 << 20  # bytes of events that a client keeps for all its tasks
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
-
-
-class _Sink:
-    """Hands each report to the object that the parcel belongs to."""
-
-    def deliver(self, reports: Sequence[Any]) -> None:
-        for report in reports:
-            owner = report[0].owner
-            if owner is not None:
-                try:
-                    owner.take(report)
-                except Exception:
-                    log.exception("a report could not be taken")
-
-
-_sink = _Sink()
-
-
-class Submitter:
-    """`client.options(…)`: submits with these options. Cheap, reusable, thread-safe."""
-
-    def __init__(self, client: Client, changes: dict[str, Any]) -> None:
-        self._client = client
-        self._changes = changes
-        self._options = merge(PLAIN, **changes)
-
-    def options(self, **changes: Any) -> Submitter:
-        """The same with further changes."""
-        return Submitter(self._client, {**self._changes, **changes})
-
-    def _merged(self, fn: Callable[..., Any]) -> Options:
-        declared = options_of(fn)
-        return self._options if declared is None else merge(declared, **self._changes)
-
-    @overload
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Task[T]: ...
-    @overload
-    def submit(self, fn: str, /, *args: Any, **kwargs: Any) -> Task[bytes]: ...
-    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Task[Any]:
-        """As `Client.submit`."""
-        return self._client._submit(self._merged(fn), fn, args, kwargs)
-
-    def map(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int | None = None,
-        show: bool = False,
-        errors: str = "raise",
-    ) -> Generator[T, None, None]:
-        """As `Client.map`."""
-        from .mapping import run_map
-
-        return run_map(self._client, self._merged(fn), fn, iterables, timeout, chunksize, show, errors)
 
 
 class Client(concurrent.futures.Executor):
@@ -252,7 +198,7 @@ class Client(concurrent.futures.Executor):
             if options.delay and not self._remote:
                 self._later(task, options.delay)
             else:
-                self._engine.submit((parcel,), _sink)
+                self._engine.submit((parcel,), sink)
         except BaseException:  # also a Ctrl-C: nobody will hear of it, so nobody waits for it
             self._tasks.pop(parcel.id, None)
             raise
@@ -277,7 +223,7 @@ class Client(concurrent.futures.Executor):
             task._timer = None
             messages, task._messages = task._messages, None
         try:
-            self._engine.submit((parcel,), _sink)
+            self._engine.submit((parcel,), sink)
         except Exception as error:
             task._settle("lost", "", error)
             return
@@ -340,8 +286,8 @@ class Client(concurrent.futures.Executor):
         """Keep the client's buffers within their limit: the heaviest readers behind lose first."""
         heavy = self._heavy
         heavy[task._id] = task
-        if len(heavy) > 16 and sum(each._log.size for each in heavy.values() if each._log) > MAX_BUFFERED:
-            heaviest = max(heavy.values(), key=lambda each: each._log.size if each._log else 0)
+        if len(heavy) > 8 and sum(each._log.weight for each in list(heavy.values()) if each._log) > MAX_BUFFERED:
+            heaviest = max(list(heavy.values()), key=lambda each: each._log.weight if each._log else 0)
             if heaviest._log is not None:
                 heaviest._log.drop()
             heavy.pop(heaviest._id, None)

@@ -18,8 +18,9 @@ from ..engine import Parcel
 from ..errors import ProviderError, UsageError
 from ..providers.url import Url
 from ..wire.named import NamedMessenger, captured_by, meeting
-from .client import Client, _sink
+from .client import Client
 from .options import Options
+from .submitter import sink
 from .task import Task
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ class DrivenClient(Client):
         self._tasks[task._id] = task
         self._known[task._id] = task
         try:
-            self._engine.submit((parcel,), _sink)
+            self._engine.submit((parcel,), sink)
         except BaseException:
             self._tasks.pop(task._id, None)
             task._client = _nowhere  # type: ignore[assignment]

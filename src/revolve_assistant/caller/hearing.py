@@ -42,7 +42,7 @@ class Hearing(Ending):
         kept.append(records, size)
         if self._listened:
             self._post()
-        if kept.size > 65536:
+        if kept.weight > 65536:
             self._client._weigh(self)
 
     def _take_start(self, worker: str, when: float) -> None:
@@ -154,49 +154,59 @@ class Hearing(Ending):
         self._posted = False
         kept = self._ensure_log()
         reader = self._reader
-        if self._late:
-            with _ending:
-                late, self._late = self._late, None
-                if self._listeners is None:
-                    self._listeners = Listeners()
-                self._routes = None
-            for name, listener in late or ():
-                if reader is None or not self._catch_up(kept, reader.next, name, listener):
-                    with _ending:
-                        self._listeners.add(name, listener)
-                        self._routes = None
+        while self._late:
+            self._settle_in(kept, reader)
         if reader is None:
             reader = self._reader = kept.reader(_nothing)
         while True:
             records = reader.take()
             if not records:
                 return
-            index = reader.next - len(records)
-            if records[0][0] == GAP:
-                index += 1
             call = self._call_listeners
-            for record in records:
-                call(record, 0, index)
-                index += record[0] != GAP
-            if records[-1][0] == LOCAL and records[-1][2] in ENDS:
+            for attempt, seq, record in records:
+                call(record, attempt, seq)
+            if record[0] == LOCAL and record[2] in ENDS:
                 reader.close()
                 self._finish()
                 return
 
-    def _catch_up(self, kept: Log, stop: int, name: str, listener: Listener) -> bool:
+    def _settle_in(self, kept: Log, reader: Reader | None) -> None:
+        """The first of the late listeners catches up and joins the others; until then it stays known as late."""
+        with _ending:
+            if not self._late:
+                return
+            entry = self._late[0]
+        name, listener = entry
+        heard = reader is not None and self._catch_up(kept, reader.next, entry)
+        with _ending:
+            late = self._late or []
+            there = any(each is entry for each in late)  # else it was removed meanwhile
+            self._late = [each for each in late if each is not entry] or None
+            if self._listeners is None:
+                self._listeners = Listeners()
+            if there and not heard:
+                self._listeners.add(name, listener)
+            self._routes = None
+
+    def _catch_up(self, kept: Log, stop: int, entry: tuple[str, Listener]) -> bool:
         """A late listener hears what is buffered and was already dispatched. True: it wanted one, and had it."""
+        name, listener = entry
         if stop == 0:
             return False  # nothing was dispatched yet: it hears all with the others
         with kept.lock:
             first = kept.first
-            records = [kept.records[i] for i in range(max(0, min(stop - first, len(kept.records))))]
-        if first:
-            records.insert(0, (GAP, 0, "gap", records[0][3] if records else 0.0, (first,)))
-        for offset, record in enumerate(records, first - bool(first)):
+            count = max(0, min(kept.place(stop), len(kept.records)))
+            records = kept.placed(0, count) if count else []
+            if first:
+                when = records[0][2][3] if records else 0.0
+                records.insert(0, (kept.attempt_at(first)[0], 0, (GAP, 0, "gap", when, (first,))))
+        for attempt, seq, record in records:
             if name == "*" or record[2] == name:
-                self._call_one(listener.fn, record, name == "*", offset)
+                self._call_one(listener.fn, record, name == "*", attempt, seq)
                 if listener.once:
                     return True
+                if not any(each is entry for each in self._late or ()):
+                    return False  # it was removed, perhaps by itself
         return False
 
     def _route(self, name: str) -> Any:
@@ -217,7 +227,7 @@ class Hearing(Ending):
         routes[name] = route
         return route
 
-    def _call_listeners(self, record: Any, seq: int, index: int) -> None:
+    def _call_listeners(self, record: Any, attempt: int, seq: int) -> None:
         routes = self._routes
         name = record[2]
         if routes is None or self._routes_version != self._client._listeners_version:
@@ -238,7 +248,7 @@ class Hearing(Ending):
                 if not mine:
                     self._client._listeners_version += 1
             if star:
-                self._call_one(listener.fn, record, True, index, seq)
+                self._call_one(listener.fn, record, True, attempt, seq)
             else:
                 try:
                     listener.fn(*arguments(record))
@@ -247,13 +257,11 @@ class Hearing(Ending):
                 except BaseException:
                     self._complain(listener.fn, name)
 
-    def _call_one(self, fn: Callable[..., Any], record: Any, star: bool, index: int, seq: int = 0) -> None:
+    def _call_one(self, fn: Callable[..., Any], record: Any, star: bool, attempt: int, seq: int) -> None:
         record = self._materialize(record)
         try:
             if star:
-                kept = self._log
-                attempt, first = kept.attempt_at(index) if kept is not None else (1, 0)
-                fn(event(self._id, attempt, seq or (0 if record[0] == GAP else index - first + 1), record))
+                fn(event(self._id, attempt, seq, record))
             else:
                 fn(*arguments(record))
         except BaseException:

@@ -33,6 +33,7 @@ from ..pool.reports import (
     REPORT_RETURNED,
     REPORT_STARTED,
     REPORT_SUCCEEDED,
+    REPORT_WAITING,
 )
 from ..wire import frames as wire
 from ..wire.remote import unpack_error
@@ -183,7 +184,7 @@ class Inbox:
                 out.append((job.sink, (job.parcel, REPORT_RETRYING, record[1], record[2])))
             elif kind == wire.WAITING:
                 job.over, job.started = True, False
-                self._local(job, "waiting", (record[1],), out)
+                out.append((job.sink, (job.parcel, REPORT_WAITING, record[1])))
         if events:
             out.append((job.sink, (job.parcel, REPORT_EVENTS, events, _size(events))))
 

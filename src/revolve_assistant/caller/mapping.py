@@ -116,9 +116,9 @@ class Mapping:
                 chunk=2 if work.live is _WHOLE else 1,
             )
             self.chunks[parcel.id] = (chunk, monotonic())
-        from .client import _sink
+        from .submitter import sink
 
-        client._engine.submit((parcel,), _sink)
+        client._engine.submit((parcel,), sink)
 
     def _cut(self) -> Sequence[int]:
         """The items of the next chunk."""

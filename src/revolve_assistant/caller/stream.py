@@ -58,20 +58,9 @@ class _Stream:
         """Take what the log has; False: nothing yet."""
         self._task._refuse_foreign()
         self._rung = False
-        records = self._reader.take()
-        if not records:
-            return False
-        index = self._reader.next - len(records) + (records[0][0] == GAP)
-        log = self._reader.log
-        for record in records:
-            if record[0] == GAP:
-                attempt, first = log.attempt_at(index)
-                self._found.append((attempt, 0, record))
-                continue
-            attempt, first = log.attempt_at(index)
-            self._found.append((attempt, index - first + 1, record))
-            index += 1
-        return True
+        found = self._reader.take()
+        self._found += found
+        return bool(found)
 
     def _ring(self) -> None:
         self._rung = True

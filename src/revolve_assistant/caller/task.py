@@ -30,6 +30,7 @@ from ..pool.reports import (
     REPORT_RETURNED,
     REPORT_STARTED,
     REPORT_SUCCEEDED,
+    REPORT_WAITING,
     REPORT_WANT,
 )
 from ..pool.reports import decode as decode_record
@@ -274,7 +275,7 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
     def emit(self, name: str, *args: Any) -> None:
         """Call the listeners of `name` here and now, in this thread; nothing is sent."""
         record = (LOCAL, 0, name, time(), args)
-        self._call_listeners(record, 1, 0)
+        self._call_listeners(record, 1, 1)
         for late in tuple(self._late or ()):  # added a moment ago, not yet sorted in by the dispatcher
             heard, listener = late
             if heard == name or heard == "*":
@@ -283,7 +284,7 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
                         if late not in (self._late or ()):
                             continue
                         self._late.remove(late)  # type: ignore[union-attr]
-                self._call_one(listener.fn, record, heard == "*", 0, 1)
+                self._call_one(listener.fn, record, heard == "*", 1, 1)
 
     def emit_batch(self, events: Sequence[tuple[Any, ...]]) -> None:
         """`emit` each `(name, *args)` in order."""
@@ -311,7 +312,9 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
         elif kind == REPORT_WANT:
             self._ensure_log().wanted(lambda: self._client._grant(self))
         elif kind == REPORT_RETRYING:
-            self._say_retrying(report[2], report[3])
+            self._say_over("retrying", report[2], report[3])
+        elif kind == REPORT_WAITING:
+            self._say_over("waiting", report[2])
         elif kind == REPORT_CANCELLED:
             self._settle("cancelled", report[2], _cancelled(self, report[2]))
         elif kind == REPORT_RETURNED:
@@ -348,13 +351,14 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
                 self._timer = Timer(None)  # from now on it waits: messages are kept for the next attempt
         with _ending:
             self._packed_error = self._exception = None
-        self._say_retrying(f"{type(shown).__name__}: {shown}", delay)
+        self._say_over("retrying", f"{type(shown).__name__}: {shown}", delay)
         self._client._again(self, delay)
 
-    def _say_retrying(self, reason: str, delay: float) -> None:
+    def _say_over(self, name: str, reason: str, *more: float) -> None:
+        """An attempt is over, and another one follows."""
         if self._started is None:
             self._start_late(time())
-        self._ensure_log().append([(LOCAL, 0, "retrying", time(), (reason, delay))], 64 + len(reason))
+        self._ensure_log().append([(LOCAL, 0, name, time(), (reason, *more))], 64 + len(reason))
         self._started = None
         self._progress = None
         if self._listened:

@@ -142,8 +142,8 @@ class Child:
 
     def _listen(self) -> None:
         """Read the control socket until the supervisor is gone, then take the whole process group along."""
-        if hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        if hasattr(_signal, "pthread_sigmask"):
+            _signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
         while self.hear_control():
             pass
         os.killpg(0, signal.SIGKILL)

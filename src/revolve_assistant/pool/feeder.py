@@ -89,7 +89,7 @@ class Feeder:
             work = parcel.work
             function = work.function
             key = function.key
-            job.seq = seq = child.given + 1
+            child.given = job.seq = seq = child.given + 1  # first: no number is used twice, whatever happens
             extras = None
             payload = work.payload
             if (
@@ -108,7 +108,6 @@ class Feeder:
                     continue
             if key not in child.functions:
                 self._give_function(child, function, work, messages)
-            child.given = seq
             job.child = child
             job.state = SENT
             child.jobs[seq] = job
@@ -133,7 +132,7 @@ class Feeder:
         messages.append((FUNCTION, function.key, function.name, function.kind, function.body))
         for share in work.shares:
             if share.key.encode() in function.body:
-                child.holders.setdefault(share.key, []).append(function.key)
+                child.holders.setdefault(share.key, set()).add(function.key)
         while len(known) > 1 and (child.function_bytes > MAX_FUNCTION_BYTES or len(known) > MAX_FUNCTIONS):
             oldest = next(iter(known))
             child.function_bytes -= known.pop(oldest)
@@ -177,8 +176,8 @@ class Feeder:
                 if each.key not in child.shares:
                     fd, data, sizes = self._share(each)
                     mine = os.dup(fd) if fd >= 0 else -1
-                    child.shares.add(each.key)
                     self.supervisor.tell(child, (SHARE, each.key, data, sizes), mine)
+                    child.shares.add(each.key)  # after: a signal between the two has it sent twice, not never
         return keys
 
     def _share(self, share: Share[Any]) -> tuple[int, bytes, list[int]]:
@@ -188,8 +187,7 @@ class Feeder:
             data, buffers = share.payload()
             fd, sizes = write_buffers(buffers) if buffers else (-1, [])
             found = self._shared[share.key] = (fd, data, sizes)
-            pump, key = self.supervisor.pump, share.key
-            weakref.finalize(share, lambda: pump.soon(lambda: self._forget_share(key))).atexit = False
+            weakref.finalize(share, _share_gone, weakref.ref(self), share.key).atexit = False
         return found
 
     def _forget_share(self, key: str) -> None:
@@ -316,3 +314,10 @@ class Feeder:
             if fd >= 0:
                 os.close(fd)
         self._shared = {}
+
+
+def _share_gone(feeder: weakref.ref[Feeder], key: str) -> None:
+    """Nobody holds the shared object any more. Called from anywhere, by the garbage collector too."""
+    alive = feeder()
+    if alive is not None:
+        alive.supervisor.pump.soon(lambda: alive._forget_share(key))

@@ -34,7 +34,7 @@ from .process import READ, ChildProcess, Ends
 from .pump import Shield
 from .reports import REPORT_RAISED, SEND
 from .supervisor import LINGER, Supervisor
-from .threads import importing, shut_gates, strangers
+from .threads import importing, making, shut_gates, strangers
 from .vitals import UNKNOWN_EXIT
 
 log = logging.getLogger("revolve_assistant")
@@ -252,7 +252,9 @@ class ForkSupervisor(Supervisor):
         if self._buffer is None:
             self._buffer = memoryview(bytearray(READ))
         try:
-            child = ChildProcess("plain", begin, self._buffer)
+            with making:
+                child = ChildProcess("plain", begin, self._buffer)
+                self.adopt(child)
         except OSError as error:
             if not self.children:
                 self._cannot_start(error, [job])
@@ -264,7 +266,6 @@ class ForkSupervisor(Supervisor):
         child.given = job.seq = SEQ
         job.child, job.state = child, SENT
         child.jobs[SEQ] = job
-        self.adopt(child)
         for name, packed in job.messages or ():
             self.tell(child, (SEND, SEQ, name, packed))
         self.announce(child, job)

@@ -32,7 +32,6 @@ from . import board as at
 from . import copies
 from .child import PlainChild, bind_life, write_stacks
 from .reports import TASK
-from .threads import forget_imports
 from .vitals import volunteer_for_oom
 
 if TYPE_CHECKING:
@@ -213,7 +212,6 @@ def reset_handlers() -> None:
 def forget_parent() -> None:
     """Nothing that the parent has begun is ended here: its buffers, loops, exit functions, imports, random series."""
     gc.freeze()  # what was inherited is never walked through, so it stays shared
-    forget_imports()
     atexit._clear()
     threading.main_thread().name = "MainThread"
     modules = sys.modules

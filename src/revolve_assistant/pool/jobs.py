@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from ..engine import Parcel
+
 if TYPE_CHECKING:
-    from ..engine import Parcel, Sink
+    from ..engine import Sink
     from .process import ChildProcess
     from .pump import Timer
 
 WAITING, SENT, ENDED = 0, 1, 2
+NOTHING = Parcel("")  # what a job holds that ended while it waited: its place in a lane keeps no arguments alive
+SPARSE = 64  # dropped jobs from which on lanes are cleared of them, once they are the majority
 
 
 class Job:
@@ -60,12 +64,13 @@ class Job:
 class Lanes:
     """Jobs that wait, higher priorities first, each priority in order. Not thread-safe."""
 
-    __slots__ = ("_lanes", "_order", "count")
+    __slots__ = ("_dropped", "_lanes", "_order", "count")
 
     def __init__(self) -> None:
         self._lanes: dict[int, deque[Job]] = {0: deque()}
         self._order: list[int] = [0]  # priorities, highest first
         self.count = 0
+        self._dropped = 0  # that are in a lane still
 
     def _lane(self, priority: int) -> deque[Job]:
         lane = self._lanes.get(priority)
@@ -92,6 +97,7 @@ class Lanes:
                 if lane[0].state != ENDED:
                     return lane[0]
                 lane.popleft()
+                self._dropped -= 1
         return None
 
     def pop(self) -> Job | None:
@@ -102,13 +108,18 @@ class Lanes:
         return job
 
     def drop(self, job: Job) -> None:
-        """The job ended while it waited; its place is skipped later."""
+        """The job ended while it waited; its place is skipped later, or cleared when few places are not such."""
         job.state = ENDED
         self.count -= 1
+        self._dropped += 1
+        if self._dropped > SPARSE and self._dropped > self.count:
+            for priority, lane in self._lanes.items():
+                self._lanes[priority] = deque(job for job in lane if job.state != ENDED)
+            self._dropped = 0
 
     def clear(self) -> list[Job]:
         jobs = [job for priority in self._order for job in self._lanes[priority] if job.state != ENDED]
         for lane in self._lanes.values():
             lane.clear()
-        self.count = 0
+        self.count = self._dropped = 0
         return jobs

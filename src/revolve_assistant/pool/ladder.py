@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import TaskError, TaskStalled, TaskTimeout, UsageError
 from . import board as at
-from .jobs import ENDED, WAITING, Job
+from .jobs import ENDED, NOTHING, WAITING, Job
 from .reports import INTERRUPT, REPORT_CANCELLED, REPORT_LOST, REPORT_RAISED, STOPPING
+from .watch import lost
 
 if TYPE_CHECKING:
     from .supervisor import Supervisor
@@ -91,7 +92,7 @@ class Ladder:
             supervisor.feeder.drop(job)
             job.state = WAITING
             supervisor.end(job, self.ended(job, "unstarted"))
-            job.parcel.work = None  # it may stay in its lane for long; its arguments need not
+            job.parcel = NOTHING
             return
         if child.kind == "plain":
             if len(child.jobs) > 1 or child.words[at.RUNNING] < job.seq:
@@ -149,6 +150,12 @@ class Ladder:
                 return
             job.rung = RUNGS[rung]
             child.stopping = True
+            # coroutines share the process, and its end
+            culprits = [f"{each.name} (task {each.parcel.id})" for each in child.jobs.values() if each.reason][:3]
+            for other in child.jobs.values():
+                if other.started and other.verdict is None and not other.reason:
+                    why = f"it was killed to stop {', '.join(culprits)} beside it, which did not heed cancelling"
+                    other.verdict = lost(other, why)
             child.signal_group(signal.SIGTERM if rung == 2 else signal.SIGKILL)
 
     # --- the end

@@ -23,7 +23,7 @@ from ..running.body import run, run_async
 from ..running.running import Running
 from ..wire.share import unshare
 from ..wire.values import unpack_message
-from .jobs import WAITING
+from .jobs import NOTHING, WAITING
 from .pump import Pump
 from .reports import (
     ELSEWHERE,
@@ -147,7 +147,7 @@ class LiveEngine(Engine):
                 return False
             if not job.started and self.drop(job):
                 self.end(job, (job.parcel, REPORT_CANCELLED, "unstarted"))
-                job.parcel.work = None  # it may stay in its lane for long; its arguments need not
+                job.parcel = NOTHING
             else:
                 job.flag()
         return True
@@ -223,6 +223,9 @@ class LiveEngine(Engine):
         running = Running(job, 1, parcel.id, parcel.attempt)
         with self.lock:
             if job.ended:
+                return
+            if job.flagged:  # cancelled between its lane and here
+                self.end(job, (parcel, REPORT_CANCELLED, "unstarted"))
                 return
             for name, packed in job.messages:
                 message = unpack_message(name, packed)

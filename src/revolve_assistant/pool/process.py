@@ -25,6 +25,7 @@ import msgspec
 from . import board as at
 from .shared import frame, keep_freed_memory
 from .threads import making
+from .vitals import UNKNOWN_EXIT
 
 if TYPE_CHECKING:
     from .jobs import Job
@@ -149,7 +150,7 @@ class ChildProcess:
         self.cost = 0.0  # seconds that the outstanding ones are expected to take
         self.functions: dict[int, int] = {}  # keys of the callables it has -> bytes, oldest first
         self.function_bytes = 0
-        self.holders: dict[str, list[int]] = {}  # key of a shared object -> of the callables that hold it
+        self.holders: dict[str, set[int]] = {}  # key of a shared object -> of the callables that hold it
         self.shares: set[str] = set()
         self.ready = False
         self.blocked = False  # a long task runs: nothing is queued behind it
@@ -275,12 +276,14 @@ class ChildProcess:
                 return False
             except OSError:
                 sent = len(data)
+            if sent < len(data):
+                self.control_out[0] = (data[sent:], -1)
+            else:
+                self.control_out.popleft()
             if fd >= 0:
                 os.close(fd)
             if sent < len(data):
-                self.control_out[0] = (data[sent:], -1)
                 return False
-            self.control_out.popleft()
         return True
 
     # --- hearing
@@ -422,9 +425,23 @@ class ChildProcess:
         return True
 
     def reap(self) -> int:
-        """Kill what is left of the process group and collect the exit status, as `Popen.returncode`."""
+        """Kill what is left of the process group and collect the exit status, as `Popen.returncode` has it.
+
+        `UNKNOWN_EXIT`: the system gave it to nobody, since this process ignores SIGCHLD, or to somebody else here.
+        """
         self.signal_group(signal.SIGKILL)
-        return self.popen.wait()
+        popen: Any = self.popen
+        lock = getattr(popen, "_waitpid_lock", None)
+        if lock is None:  # a fork of ours
+            return int(popen.wait())
+        with lock:  # Popen itself would take such a child for one that exited with 0
+            if popen.returncode is None:
+                try:
+                    popen.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+                except ChildProcessError:
+                    popen.returncode = 0
+                    return UNKNOWN_EXIT
+            return int(popen.returncode)
 
     def stacks(self) -> str:
         """What `faulthandler` wrote behind the board: the stacks at a crash, or on request."""

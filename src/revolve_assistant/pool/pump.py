@@ -22,7 +22,7 @@ from importlib import import_module
 from time import monotonic
 from typing import Any
 
-from .threads import OurThread
+from .threads import OurThread, making
 
 Register = Callable[[Callable[[], None]], Callable[[], None]]
 log = logging.getLogger("revolve_assistant")
@@ -73,7 +73,7 @@ class Pump:
 
     def start(self) -> None:
         """Start the thread, once. Raises `OSError` when descriptors or threads cannot be had; nothing is left then."""
-        with self._lock:
+        with self._lock, making:
             if self.thread is not None or self._stopped:
                 return
             thread = OurThread(self._run, self._name)
@@ -238,7 +238,7 @@ class Pump:
             patience = STAND_BY
             with self._turn:
                 self._round(float("inf"), None)
-        with self._turn, self._lock:
+        with self._turn, self._lock, making:
             self._close()
 
     def _round(self, deadline: float, shield: Shield | None) -> None:

@@ -13,8 +13,14 @@ import os
 import re
 import signal
 import time
+from typing import TYPE_CHECKING
 
 from . import board as at
+
+if TYPE_CHECKING:
+    from ..engine import Parcel
+    from .jobs import Job
+    from .supervisor import Supervisor
 
 _LINE = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<name>.*)$')
 _OURS = re.compile(
@@ -44,6 +50,20 @@ def ask(pid: int, fd: int) -> str:
     if last == before:
         raise LookupError(f"process {pid} did not answer within {WAIT:g} s: it may be stopped or hang in the kernel")
     return _with_source(without_our_frames(os.pread(fd, last - before, before).decode("utf-8", "replace")))
+
+
+def of_child(supervisor: Supervisor, parcel: Parcel) -> str:
+    """The live stacks of the child that runs the task. Raises `LookupError` when none does."""
+    with supervisor.lock:
+        job: Job | None = parcel._
+        if job is None or job.child is None or not supervisor.is_running(job):
+            raise LookupError(f"task {parcel.id} is not running")
+        child = job.child
+        pid, fd = child.pid, os.dup(child.board_fd)
+    try:
+        return ask(pid, fd)
+    finally:
+        os.close(fd)
 
 
 def find_and_dump(task_id: str) -> str:

@@ -26,7 +26,7 @@ from ..errors import TaskLost, Unreachable, UsageError
 from ..traits import Traits
 from . import board as at
 from .feeder import Feeder
-from .jobs import ENDED, SENT, WAITING, Job
+from .jobs import ENDED, NOTHING, SENT, WAITING, Job
 from .ladder import Ladder, check_deadlines
 from .process import ChildProcess, child_environment, start_child
 from .pump import READ, WRITE, Pump
@@ -59,6 +59,7 @@ from .reports import (
     STOP,
     WANT,
 )
+from .threads import making
 from .vitals import default_memory_limit, parse_memory, usable_cpus
 from .watch import Watch
 
@@ -215,6 +216,7 @@ class Supervisor(Engine):
             for child in list(self.children):
                 self.watch.bury(child)
             self.feeder.close()
+            self.shares = ()
         self.deliver()
 
     def after_fork(self) -> None:
@@ -269,7 +271,7 @@ class Supervisor(Engine):
                 if job is not None and job.state == WAITING and job.child is None:
                     self.feeder.drop(job)
                     del self._open[id]
-                    job.parcel.work = None
+                    job.parcel = NOTHING
                     found.append(id)
         return found
 
@@ -288,18 +290,9 @@ class Supervisor(Engine):
 
     def stack(self, parcel: Parcel) -> str:
         """The live stacks of the child that runs the task. Raises `LookupError` when none does."""
-        from .stacks import ask
+        from .stacks import of_child
 
-        with self.lock:
-            job: Job | None = parcel._
-            if job is None or job.child is None or not self.is_running(job):
-                raise LookupError(f"task {parcel.id} is not running")
-            child = job.child
-            pid, fd = child.pid, os.dup(child.board_fd)
-        try:
-            return ask(pid, fd)
-        finally:
-            os.close(fd)
+        return of_child(self, parcel)
 
     def tell(self, child: ChildProcess, message: tuple[Any, ...], fd: int = -1) -> None:
         if child.dead:
@@ -360,17 +353,19 @@ class Supervisor(Engine):
             if self.closing or not (expected or self.feeder.lanes[kind].count):
                 return
             try:
-                child = start_child(
-                    kind,
-                    child_environment(max(1, usable_cpus() // self.max_workers), self.withheld),
-                    {
-                        "path": [str(each) for each in sys.path],
-                        "argv": sys.argv,
-                        "initializer": self.initializer,
-                        "shares": [each.key for share in self.shares for each in share.family()],
-                        "kind": kind,
-                    },
-                )
+                with making:
+                    child = start_child(
+                        kind,
+                        child_environment(max(1, usable_cpus() // self.max_workers), self.withheld),
+                        {
+                            "path": [str(each) for each in sys.path],
+                            "argv": sys.argv,
+                            "initializer": self.initializer,
+                            "shares": [each.key for share in self.shares for each in share.family()],
+                            "kind": kind,
+                        },
+                    )
+                    self.adopt(child)
             except OSError as error:
                 log.error("cannot start a child process: %s", error)
                 if not self.children:
@@ -379,7 +374,6 @@ class Supervisor(Engine):
                         self._cannot_start(error, [job])
                         self.want_children()
             else:
-                self.adopt(child)
                 try:
                     self.feeder.give_shares(child, self.shares)
                 except OSError as error:

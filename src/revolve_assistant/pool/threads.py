@@ -7,8 +7,8 @@ ever. Three things keep that harmless as far as it concerns us:
     ours, in the user's code  a listener on the dispatcher is waited for (`gates`), a task in a thread is a stranger
     the user's                `strangers` names them, and the fork engine refuses
 
-and no fork, whoever makes it, happens while a child is half made (`making`): it would inherit descriptors that nobody
-in the fork knows and could close.
+and no fork, whoever makes it, happens while a child is half made or half closed (`making`): it would inherit
+descriptors that nobody in the fork knows and could close, or close numbers that are somebody else's by now.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 at_work: dict[int, str] = {}  # idents of our threads that run the user's callable now -> what they run
 serving: set[int] = set()  # idents of our threads that `threading` does not know
 gates: weakref.WeakSet[Gate] = weakref.WeakSet()
-making: Any = threading.RLock()  # held while a child is made
+making: Any = threading.RLock()  # held while descriptors that a fork has to close are opened or closed; taken last
 
 
 class OurThread(threading.Thread):
@@ -95,8 +95,8 @@ def _imports(me: int) -> Iterator[tuple[str, Any]]:
             yield name, lock
 
 
-def forget_imports() -> None:
-    """In a fork: modules that another thread was importing are as if never begun."""
+def _forget_imports() -> None:
+    """Modules that another thread was importing at the fork are as if never begun: else whoever wants one hangs."""
     locks = getattr(sys.modules.get("_frozen_importlib"), "_module_locks", {})
     for name, _ in list(_imports(get_ident())):
         locks.pop(name, None)
@@ -109,6 +109,7 @@ def _in_fork() -> None:
     serving.clear()
     at_work.clear()
     making._at_fork_reinit()
+    _forget_imports()
 
 
 if hasattr(os, "register_at_fork"):

@@ -94,12 +94,10 @@ def volunteer_for_oom(by: int = 300) -> bool:
 
 
 def describe_exit(status: int) -> tuple[str, int | None, int | None]:
-    """Popen's `returncode` as `(text, signal, exit code)`; exactly one of the numbers is None.
-
-    `UNKNOWN_EXIT` has neither.
-    """
+    """Popen's `returncode` as `(text, signal, exit code)`; one of the numbers is None, both for `UNKNOWN_EXIT`."""
     if status == UNKNOWN_EXIT:
-        return "ended, and the program itself had waited for it (as os.wait does), so nobody knows how", None, None
+        text = "ended; how is not known, because SIGCHLD is ignored here or something else collected its exit status"
+        return text, None, None
     if status >= 0:
         return f"exited with code {status}", None, status
     import signal

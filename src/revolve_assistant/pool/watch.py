@@ -13,6 +13,7 @@ from .jobs import Job
 from .process import ChildProcess
 from .reports import NOT_SET_UP, REPORT_LOST, REPORT_RAISED, REPORT_TRIMMED
 from .stacks import without_our_frames
+from .threads import making
 from .vitals import describe_exit, is_stopped, oom_kills, peak, resident
 
 if TYPE_CHECKING:
@@ -79,9 +80,8 @@ class Watch:
             for job in unsent:
                 del child.jobs[job.seq]
             self.supervisor.feeder.again(unsent)
-            child.functions.clear()  # what was about to be sent with them may be missing too: all is sent again
+            child.functions.clear()  # one that was to be sent with them may be missing too: all are sent again
             child.function_bytes = 0
-            child.shares.clear()
             if not child.jobs:
                 self.supervisor.feeder.refill(child)
 
@@ -245,13 +245,14 @@ class Watch:
         for timer in (child.check, child.farewell):
             if timer is not None:
                 timer.cancel()
-        child.close()
+        with making:
+            child.close()
+            if child in supervisor.children:
+                supervisor.children.remove(child)
         supervisor.grow()
-        if child in supervisor.children:
-            supervisor.children.remove(child)
         if child in supervisor.feeder.idle:
             supervisor.feeder.idle.remove(child)
-        if number == signal.SIGKILL and oom_kills() > self._oom_kills:
+        if (status is None or number == signal.SIGKILL) and oom_kills() > self._oom_kills:
             self._oom_kills = oom_kills()
             text += " (the system ran out of memory)"
         for job in victims:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import threading
 
 CREDIT = 4 << 20  # bytes of events on their way before `emit` blocks; at half of it more is asked for
-OBJECTS = 256  # bytes that an event takes in its caller beyond those of its record
+OBJECT = 256  # bytes that an event counts beside those on the wire: so much it takes in its reader's memory
 MAX_MESSAGES = 1000  # sent to a task and not yet received by it
 
 ATOMS = frozenset({type(None), bool, int, float, str, bytes})
@@ -171,7 +171,7 @@ class Running:
             return
         record = encode_event(self._seq, name, args)
         port.put(record)
-        self._sent += len(record) + OBJECTS
+        self._sent += len(record) + OBJECT
         if self._sent >= self._mark:
             self._want_credit()
 
@@ -283,7 +283,7 @@ class Running:
 
         record = elsewhere(self._seq, address, encode_event(self._seq, name, args))
         port.put(record)
-        self._sent += len(record) + OBJECTS
+        self._sent += len(record) + OBJECT
         if self._sent >= self._mark:
             self._want_credit()
 

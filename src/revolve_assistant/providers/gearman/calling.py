@@ -16,6 +16,7 @@ import heapq
 import itertools
 import logging
 import os
+import re
 import threading
 import time
 from collections import deque
@@ -55,6 +56,7 @@ _AWAY = 1.0  # seconds between reports that no server answers
 _BRIEF = 1.0  # seconds that a server has for an administrator's question
 _CLOSING = 5.0  # seconds
 _TEXT = 64 << 10  # bytes of an exception's text that are kept
+_FROZEN = re.compile(rb"\x05.(?:[\x0a\x17](.)|[\x01\x18](.{4}))(.*)\Z", re.S)
 
 
 class _Call:
@@ -389,4 +391,8 @@ def _greet(line: Line) -> None:
 
 
 def _text(data: bytes) -> str:
+    """What to show of an exception or warning. Perl's worker sends a text as its Storable freezes it."""
+    found = _FROZEN.match(data)
+    if found is not None and int.from_bytes(found[1] or found[2]) == len(found[3]):
+        data = found[3]
     return data[:_TEXT].decode("utf-8", "backslashreplace").strip()

@@ -151,6 +151,7 @@ class Line:
                 return
             del out[:sent]
             self._waiting = time.monotonic()  # it takes what is sent
+        self._quiet = not self.state.waiting  # not everything is answered
 
     def _read(self) -> None:
         stream, state = self._stream, self.state

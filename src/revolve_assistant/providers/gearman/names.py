@@ -67,9 +67,9 @@ class Names:
 
     def queue(self, queue: str, priority: int) -> bytes:
         """The function of a queue's tasks of that priority."""
-        priority = max(-9, min(9, priority))
         name = self._queues.get((queue, priority))
         if name is None:
+            priority = max(-9, min(9, priority))
             tail = "" if not priority else f":{'p' if priority > 0 else 'm'}{abs(priority)}"
             name = f"{self.prefix}.q.{encode(queue)}{tail}".encode()
             if len(self._queues) < 10_000:

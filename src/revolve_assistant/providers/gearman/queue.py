@@ -63,7 +63,7 @@ class Queue(contract.Queue):
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self._calling: Calling | None = None
+        self._calling = Calling(place)
         self._exposed: dict[bytes, str] = {}
         self._pid = 0
         self._open = False
@@ -100,9 +100,8 @@ class Queue(contract.Queue):
 
     def close(self) -> None:
         self._open = False
-        calling, self._calling = self._calling, None
-        if calling is not None:
-            calling.close()
+        calling, self._calling = self._calling, Calling(self._place)
+        calling.close()
         lines = self._lines
         if lines is None:
             return
@@ -194,6 +193,8 @@ class Queue(contract.Queue):
         with self._busy:
             lines = self._joined()
             self._listen(lines, queues)
+            if wait <= 0:
+                lines.pump(began)  # who never waits hears of new tasks, and connects again, here alone
             self._turn = not self._turn
             try:
                 return self._take(lines, limit, began, deadline)
@@ -369,14 +370,10 @@ class Queue(contract.Queue):
     # ---- functions of other programs, and for them
 
     def call(self, parcels: Sequence[Parcel], sink: Sink) -> None:
-        calling = self._calling
-        if calling is None:
-            calling = self._calling = Calling(self._place)
-        calling.call(parcels, sink)
+        self._calling.call(parcels, sink)
 
     def cancel_call(self, task_id: str) -> bool:
-        calling = self._calling
-        return calling is not None and calling.cancel(task_id)
+        return self._calling.cancel(task_id)
 
     def expose(self, names: Iterable[str]) -> None:
         self._exposed = checked(self._place.names, names)

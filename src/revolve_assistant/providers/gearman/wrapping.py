@@ -36,11 +36,13 @@ class Wrapped(NamedTuple):
 
 
 def wrap(task: Wrapped, base64_encoded: bool = False) -> bytes:
-    id, queue, reason = _cut(task.id), _cut(task.queue), _cut(task.reason)
-    priority, deliveries = max(-9, min(9, task.priority)), min(task.deliveries, 0xFFFF)
-    flags = _VOID if task.void else 0
-    head = _HEAD.pack(_VERSION, flags, priority, deliveries, task.due, len(id), len(queue), len(reason))
-    data = b"".join((head, id, queue, reason, task.body))
+    name, line, body, priority, deliveries, due, why, void = task
+    id, queue, reason = _cut(name), _cut(line), _cut(why) if why else b""
+    if priority:
+        priority = max(-9, min(9, priority))
+    flags = _VOID if void else 0
+    head = _HEAD.pack(_VERSION, flags, priority, min(deliveries, 0xFFFF), due, len(id), len(queue), len(reason))
+    data = b"".join((head, id, queue, reason, body))
     return base64.b64encode(data) if base64_encoded else data
 
 
