@@ -369,7 +369,7 @@ class Program:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "revolve_assistant.cli", *words],
             cwd=cwd,
-            env={**kept, "PYTHONFAULTHANDLER": "1", **environment},
+            env={**kept, "PYTHONFAULTHANDLER": "1", "XDG_DATA_HOME": str(cwd), **environment},
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -116,7 +116,7 @@ def test_from_zero_in_five_commands(revolve: Any, need: Callable[[str], str], tm
         done = subprocess.run(
             [sys.executable, "-c", *words],
             cwd=tmp_path,
-            env={**kept, "REVOLVE_URL": url},
+            env={**kept, "REVOLVE_URL": url, "XDG_DATA_HOME": str(tmp_path)},
             capture_output=True,
             text=True,
             check=False,
