@@ -23,7 +23,7 @@ REVOLVE = [sys.executable, "-m", "revolve_assistant.cli"]
 WORK = '''
 import logging, os, signal, sys, time
 from pathlib import Path
-from revolve_assistant import ask, track
+from revolve_assistant import ask, current_task, track
 def up(text):
     return text.upper()
 def double(value):
@@ -98,7 +98,10 @@ def barrier(text):
     print("printed by", text)
     return f"result of {text}"
 def greedy(text):
-    return len(bytearray(400 << 20)) if text == "much" else 0
+    held = bytearray(400 << 20) if text == "much" else b""
+    if held:
+        current_task().receive()  # until it is killed: the supervisor looks now and then
+    return len(held)
 async def later(text):
     import asyncio
     await asyncio.sleep(0.01)
