@@ -85,7 +85,10 @@ def test_each_kind_of_leak_is_an_error_that_names_it(run_pytest: Pytest) -> None
             os.waitid(os.P_PID, kept[-1].pid, os.WEXITED | os.WNOWAIT)
 
         def test_orphan():
-            code = "import subprocess, sys; subprocess.Popen(sys.argv[1:])"
+            code = (  # for a moment in the midst of its exec a process has no environment to be known by
+                "import subprocess, sys; started = subprocess.Popen(sys.argv[1:]); "
+                "any(iter(lambda: open(f'/proc/{started.pid}/environ').read(), None))"
+            )
             subprocess.run([sys.executable, "-W", "ignore", "-c", code, *sleeper, "the-leaked-orphan"], check=True)
 
         def test_temp_file():

@@ -23,7 +23,7 @@ REVOLVE = [sys.executable, "-m", "revolve_assistant.cli"]
 WORK = '''
 import logging, os, signal, sys, time
 from pathlib import Path
-from revolve_assistant import ask, track
+from revolve_assistant import ask, current_task, track
 def up(text):
     return text.upper()
 def double(value):
@@ -100,7 +100,7 @@ def barrier(text):
 def greedy(text):
     held = bytearray(400 << 20) if text == "much" else b""
     if held:
-        time.sleep(30)  # until the supervisor looks: it is killed for it
+        current_task().receive()  # until it is killed: the supervisor looks now and then
     return len(held)
 async def later(text):
     import asyncio

@@ -176,6 +176,7 @@ def test_what_a_fork_has_started_goes_with_it(client: Client) -> None:
     assert not wait_for_end(*pids, seconds=2)
 
 
+@pytest.mark.timeout(240)
 def test_thousands_leave_nothing_behind() -> None:
     with Client("fork://", max_workers=4) as client:
         assert list(client.map(abs, range(-20, 0)))  # the pump is there

@@ -160,6 +160,7 @@ class Worker:
             if self.failure is not None:
                 self.stop()
             elif self._begin_stopping():
+                self._state = "draining"
                 log.info("%s: draining, at most %g s; a second signal stops at once", self.name, self.grace)
                 hard = self._drain(lambda: self._signals > 1)
                 self._end(hard)
