@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -124,3 +125,9 @@ def cpus() -> int:
     from ..pool.vitals import usable_cpus
 
     return usable_cpus()
+
+
+def say(text: str) -> None:
+    """A line on stderr in one piece: `print` writes its end apart, and several processes may share the terminal."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

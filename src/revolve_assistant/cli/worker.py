@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import UsageError
-from .flags import Command, count, jobs, seconds, size
+from .flags import Command, count, jobs, say, seconds, size
 
 COLLECT = (50_000, 10, 10)  # thresholds of the garbage collector
 EPILOG = """\
@@ -87,7 +87,7 @@ def _monitors(found: argparse.Namespace, find: Callable[[], dict[str, Any]]) -> 
         if found.health_port is not None:
             port = HealthPort(find, found.health_host, found.health_port)
             stack.callback(port.close)
-            print(f"revolve worker: health on http://{found.health_host}:{port.port}/ready", file=sys.stderr)
+            say(f"revolve worker: health on http://{found.health_host}:{port.port}/ready")
         if found.health_file:
             stack.callback(HealthFile(find, found.health_file).close)
         yield
@@ -126,7 +126,7 @@ def _target(text: str) -> str:
 
 
 def _ready(worker: Any) -> None:
-    print(_ready_line(worker), file=sys.stderr, flush=True)
+    say(_ready_line(worker))
     if worker.pool == "process":
         # No callable of a user runs in this process, and what does makes hardly any cycles: looking for them at the
         # usual pace takes a quarter of its time when there are many tasks.

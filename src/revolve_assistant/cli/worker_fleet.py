@@ -26,6 +26,7 @@ from typing import Any
 from ..pool.threads import OurThread
 from ..worker.health import EVERY
 from ..worker.turn import Turn
+from .flags import say
 
 QUICK = 5.0  # seconds that a worker must have lived for its death not to count as one at its start
 LOOK = 0.5  # seconds between two looks at files and children
@@ -134,7 +135,7 @@ class Fleet:
             self._bury()
             if self.reload and (now := _times()) != seen:
                 changed = sorted(path for path in {*now, *seen} if now.get(path) != seen.get(path))
-                print(f"revolve worker: {os.path.relpath(changed[0])} changed: starting again", file=sys.stderr)
+                say(f"revolve worker: {os.path.relpath(changed[0])} changed: starting again")
                 seen = now
                 self._replace()
         return self.end()
@@ -156,14 +157,14 @@ class Fleet:
             each.bury()
             if self.reload:
                 self._replace_at = float("inf")
-                print(f"revolve worker: it ended with {code}; a change of a file starts it again", file=sys.stderr)
+                say(f"revolve worker: it ended with {code}; a change of a file starts it again")
             elif code in (1, 2) and not self.proved:  # starting it again changes nothing
                 self.code = code
             else:
                 quick = time.monotonic() - each.born < QUICK
                 self._pause = min(LONGEST, max(0.5, self._pause * 2)) if quick else 0.0
                 self._replace_at = time.monotonic() + self._pause
-                print(f"revolve worker: {each.process.pid} ended with {code}; another one follows", file=sys.stderr)
+                say(f"revolve worker: {each.process.pid} ended with {code}; another one follows")
 
     def _replace(self) -> None:
         """End all, quickly: what runs goes back to the queue, and the next one runs it."""
