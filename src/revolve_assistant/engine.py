@@ -254,13 +254,15 @@ class Queue(Engine):
         raise _no_managing(self)
 
     def exhume(self, task_id: str) -> Buried | None:
-        """Take a task out of the queue that nobody has taken (pending, delayed, blocked), or that is buried; None: it is
-        not there, or a worker has it. The `reason` of one that is not buried is empty. Nobody is told: the caller is to.
+        """Take out of the queue a task that nobody has taken (pending, delayed, blocked), or a buried one.
+
+        None: it is not there, or a worker has it. `reason` is empty of one that is not buried. Nobody is told: the
+        caller is to.
         """
         raise _no_managing(self)
 
     def purge(self, queue: str, *, buried: bool = False, limit: int = 1000) -> Sequence[Buried]:
-        """Take tasks of a queue out that nobody has taken, or its buried ones: up to `limit`, none: there are no more.
+        """Take out the tasks of a queue that nobody has taken, or its buried ones: up to `limit`; none: there are none.
 
         As `exhume`: nobody is told.
         """
