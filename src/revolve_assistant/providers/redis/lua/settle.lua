@@ -70,7 +70,7 @@ for at = 5 + 2 * count, #ARGV, 6 do
       buried = true
     else
       if ARGV[at + 4] == '0' then head[DELIVERIES] = head[DELIVERIES] - 1 end
-      head[SCORE] = head[SCORE] - head[SCORE] % BAND + next_stamp() + delay * 100
+      head[SCORE] = head[SCORE] - head[SCORE] % BAND + next_stamp() + math.floor(delay * 100)
       call('HSET', HEADS, id, pack(head))
       if delay > 0 then
         local due = now + delay

@@ -318,7 +318,7 @@ local function enter(queue, priority, delay, name, key, at, count, refused)
   local ids = {}
   for i = 1, count do ids[i] = ARGV[at + 2 * i - 2] end
   local held = call('HMGET', HEADS, unpack(ids))
-  local band = (9 - priority) * BAND + delay * 100
+  local band = (9 - priority) * BAND + math.floor(delay * 100)
   local heads, bodies, scores, met = {}, {}, {}, {}
   local due = now + delay
   for i = 1, count do
