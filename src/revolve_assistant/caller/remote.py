@@ -34,6 +34,7 @@ from .watching import Watches
 
 if TYPE_CHECKING:
     from ..providers.carriers import Carriers
+    from .desk import Desk
 
 log = logging.getLogger("revolve_assistant")
 
@@ -89,6 +90,7 @@ class Remote:
         self._bell = threading.Condition(self._lock)  # of the sender
         self._work = threading.Condition(self._lock)  # of the reader
         self.outbox = Outbox(self)
+        self.desk: Desk | None = None  # made by who needs it
         self._stacks: dict[str, list[Any]] = {}
         self._sleeping = False
         self._news = False  # somebody rang while the sender was busy
@@ -235,6 +237,8 @@ class Remote:
                 wake()
                 thread.join(FLUSH + 5.0)
         self.calls.close()
+        if self.desk is not None:
+            self.desk.close()
         if self.sender is not None:
             if not self.jobs:
                 self.main.forget()

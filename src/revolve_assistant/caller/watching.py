@@ -194,7 +194,14 @@ class Watches:
         self._post(wire.log_of(task_id), task_id, record, numbered)
 
     def _post(self, channel: str, task_id: str, record: tuple[Any, ...], numbered: bool) -> None:
+        self._remote.post(*self._sealed(channel, task_id, record, numbered))
+
+    def sealed(self, task_id: str, record: tuple[Any, ...]) -> tuple[str, bytes]:
+        """The channel and the message that `note` has written."""
+        return self._sealed(wire.log_of(task_id), task_id, record, True)
+
+    def _sealed(self, channel: str, task_id: str, record: tuple[Any, ...], numbered: bool) -> tuple[str, bytes]:
         remote = self._remote
         frame = (task_id, os.urandom(8), int(numbered), [record])
         data = wire.encode("", list(remote.keys.fingerprints), [frame])
-        remote.post(channel, remote.keys.seal(Purpose.EVENT, f"{remote.namespace}/{channel}", data))
+        return channel, remote.keys.seal(Purpose.EVENT, f"{remote.namespace}/{channel}", data)

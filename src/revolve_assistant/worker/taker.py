@@ -137,6 +137,7 @@ class Taker:
         worker = self._worker
         queue, queues = worker.queue, worker.queues
         queue.open()
+        worker.introduction.again()
         while True:
             if self._outcomes:
                 self._settle()
@@ -146,6 +147,7 @@ class Taker:
             if self.held and now - self._extended > queue.lease / 3:
                 queue.extend([held.lease for held in list(self.held.values())])
                 self._extended = now
+            said = worker.introduction.look(now)
             room = 0 if self._draining else self._room(now)
             surplus = self._surplus(now)
             if room <= 0:
@@ -153,11 +155,11 @@ class Taker:
                     if self._closing and not self._due:
                         return
                     if not self._due and (self._draining or self._room(now) <= 0):
-                        self._bell.wait(min(queue.lease / 3, TOO_LONG) if surplus else queue.lease / 3)
+                        self._bell.wait(min(queue.lease / 3, said, TOO_LONG if surplus else said))
                 continue
             self._taking = True
             try:
-                wait = min(queue.traits.max_wait, TOO_LONG if surplus else WAIT, queue.lease / 3)
+                wait = min(queue.traits.max_wait, TOO_LONG if surplus else WAIT, queue.lease / 3, said)
                 if not self.connected:  # a short look says whether the queue answers; it takes its time to connect
                     wait = min(wait, self._look)
                 if self._due or self._draining:

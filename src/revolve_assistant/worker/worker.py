@@ -31,6 +31,7 @@ from ..wire.named import NamedMessenger
 from .admission import Admission, Unknowns
 from .control import Control
 from .held import Held
+from .introduction import Introduction
 from .served import Replies, targets
 from .setup import Trial
 from .speaker import Speaker
@@ -123,6 +124,7 @@ class Worker:
         self.replies = Replies(self)
         self.unknown = Unknowns(unknown_after)
         self.admission = Admission(self)
+        self.introduction = Introduction(self)
         self.speaker = Speaker(self)
         self.taker = Taker(self)
         self.control = Control(self)
