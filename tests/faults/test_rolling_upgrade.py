@@ -79,8 +79,10 @@ def test_nothing_fails_while_workers_are_replaced_one_by_one(url, tmp_path, monk
             tasks = []
 
             def load(count: int) -> None:
-                for number in itertools.islice(numbers, count):
-                    tasks.append((number, client.submit(app.stable, number), client.submit(app.fresh, number)))
+                tasks.extend(
+                    (number, client.submit(app.stable, number), client.submit(app.fresh, number))
+                    for number in itertools.islice(numbers, count)
+                )
 
             load(100)
             assert tasks[-1][1].result(LONG) == (1, tasks[-1][0])
