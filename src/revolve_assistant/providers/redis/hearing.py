@@ -13,6 +13,7 @@ import os
 import select
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 from hiredis import ReplyError
@@ -29,7 +30,8 @@ _MARK = b"revolve"
 class Hearing:
     """Part of a Queue. `wake` may be called from any thread."""
 
-    def __init__(self, place: Place, base: bytes, lease: int) -> None:
+    def __init__(self, place: Place, base: bytes, lease: int, fetch: Callable[[bytes], bytes]) -> None:
+        """`fetch` gets the body of a task, on another connection."""
         self.taker = os.urandom(6).hex()
         self.seen = 0  # number of the last leases that came
         self.run = b""  # of the server that we are connected to
@@ -41,15 +43,16 @@ class Hearing:
         self._base = base
         self._channel = base + b":ear:" + self.taker.encode()
         self._lease = lease
+        self._fetch = fetch
         self._greeted = 0  # which of the line's connections knows us
         self._bell: tuple[socket.socket, socket.socket] | None = None
 
     # ---- to be known
 
-    def greet(self, line: Connection) -> None:
-        """Have the server know us, and tell us what comes: once for each connection."""
+    def greet(self, line: Connection) -> bool:
+        """Have the server know us, and tell us what comes: once for each connection. True: just now."""
         if not self.listens or self._greeted == line.made:
-            return
+            return False
         line.ready()
         hello = (script("hello"), 1, self._base, self.taker, self.seen)
         (info,) = line.exchange([("INFO", "server")])
@@ -68,6 +71,7 @@ class Hearing:
             raise line.failure(answer)
         self._greeted = line.made
         self.known = True
+        return True
 
     def forgotten(self) -> None:
         """The server does not know us any more."""
@@ -135,12 +139,20 @@ class Hearing:
         number = int(answer[0])
         if number <= self.seen:
             return []
-        self.seen = number
         token = f"{self.taker}:{number}"
-        return [
-            Lease(answer[at].decode(), answer[at + 3], answer[at + 1].decode(), int(answer[at + 2]), token)
+        fetch = self._fetch
+        leases = [
+            Lease(
+                answer[at].decode(),
+                body if (body := answer[at + 3]) is not None else fetch(answer[at]),
+                answer[at + 1].decode(),
+                int(answer[at + 2]),
+                token,
+            )
             for at in range(2, len(answer), 4)
         ]
+        self.seen = number  # not before: what cannot be fetched now is given again
+        return leases
 
     def close(self) -> None:
         self.known = False
@@ -153,13 +165,16 @@ class Hearing:
 
 def _parts(message: bytes) -> list[Any]:
     """The parts of a message: a line of its number and their sizes, and then they follow."""
-    line, _, rest = message.partition(b"\n")
+    line, _, rest = message.partition(b"\n")  # a size of -1: a body to be fetched
     number, *sizes = line.split()
     parts: list[Any] = [number, 0]
     at = 0
     for size in map(int, sizes):
-        parts.append(rest[at : at + size])
-        at += size
+        if size < 0:
+            parts.append(None)
+        else:
+            parts.append(rest[at : at + size])
+            at += size
     return parts
 
 

@@ -101,10 +101,11 @@ class Managing:
 
     def counts(self) -> Sequence[Count]:
         found = self._manage("counts")
-        return sorted(
-            Count(found[at].decode(), *map(int, found[at + 1 : at + 6]), int(found[at + 6]) / 1000)
-            for at in range(0, len(found), 7)
-        )
+        counts = []
+        for at in range(0, len(found), 7):
+            pending, delayed, blocked, leased, buried, oldest = map(int, found[at + 1 : at + 7])
+            counts.append(Count(found[at].decode(), pending, delayed, blocked, leased, buried, oldest / 1000))
+        return sorted(counts)
 
     def buried(self, *, limit: int = 100) -> Sequence[Buried]:
         found: list[Buried] = []
@@ -121,9 +122,10 @@ class Managing:
 
     def purge(self, queue: str, *, buried: bool = False) -> int:
         """In steps of some hundred tasks; what comes meanwhile may stay."""
-        removed, most = 0, None
+        removed = 0
+        most: int | None = None
         while True:
-            some, left = self._manage("purge", queue, int(buried))
+            some, left = map(int, self._manage("purge", queue, int(buried)))
             removed += some
             most = some + left if most is None else most
             if not left or removed >= most:

@@ -8,18 +8,20 @@
 
 Keys, all with the prefix `{namespace}:q` and so in one slot:
 
-    :heads, :bodies          hashes: id -> score, queue, name, unique key, size, deliveries, token; id -> body
-    :ready:QUEUE             id by priority, and within it by the moment it came (ticks of 10 µs, each given out once)
-    :delayed:QUEUE :leased:QUEUE    id by the moment the delay or lease ends (ms of the server's clock)
-    :parked:QUEUE :parked:N:QUEUE:NAME :parks:NAME    names kept back in a queue; their ids as in ready; queues of a name
-    :waiting:QUEUE           takers that wait, by since when
-    :taker:TAKER :takers     what it was given last, what it waits for, who it is; all of them by when they last spoke
-    :unique                  unique key -> id
-    :rules :running:NAME :started:NAME     rules; ids by the end of their leases, takes by their moments, where one counts
-    :buried :buried:QUEUE :buried.heads :buried.bodies     by when they were buried
-    :plans :plans.specs :plans.fired
-    :client:C :cancelled:ID :exhumed:N     for an hour or a minute: what was answered, in case the answer was lost
-    :ear:TAKER               no key, a channel
+    :heads :bodies      hashes: id -> score, queue, name, unique key, size, deliveries, token; id -> body
+    :ready:QUEUE        ids by priority, and within it by the moment they came (ticks of 10 µs, each given out once)
+    :delayed:QUEUE :leased:QUEUE      ids by the moment the delay or lease ends (ms of the server's clock)
+    :parked:N:QUEUE:NAME              ids of a name that a rule keeps back, as in ready
+    :parking:QUEUE :parks:NAME        the names kept back in a queue, the queues in which a name is
+    :waiting:QUEUE                    takers that wait, by since when
+    :taker:TAKER :takers              what it was given last, what it waits for, who it is; all by when they last spoke
+    :queues :unique                   the queues that hold something; unique key -> id
+    :rules :running:NAME :started:NAME       rules; where one counts: ids by the end of the lease, takes by their moment
+    :buried :buried:QUEUE :buried.heads :buried.bodies     ids by when they were buried; id -> …
+    :plans :plans.specs :plans.fired         keys by their due; key -> spec; key -> the request that fired it last
+    :state              the last tick, the next look for the dead
+    :client:C :cancelled:ID :exhumed:N       what was answered, for an hour or a minute, in case the answer was lost
+    :ear:TAKER          no key, a channel
 
 What has no task, plan or rule in it is gone, or goes within an hour of its taker's last word; what is buried goes with
 its time. Every change is one script (folder `lua`), which may be sent again after a lost answer and then changes
@@ -32,9 +34,9 @@ reaches a waiting worker in one hop. A message that gets lost does no harm: a ta
 it has seen, and is given again what came after. Bodies beyond 256 KB are fetched.
 
 **The dead.** A worker that dies takes its connection along, and with it the subscription, which the server counts
-(PUBSUB NUMSUB). Takers look every 2 s, one for all of them: who was subscribed at this very server, and has not been for
-3 s, is dead, and what it held is ready again. A partition is no death as long as the server holds the connection, nor is
-a restart of the server or a fail-over, after which everybody is gone: there the lease decides.
+(PUBSUB NUMSUB). Takers look every 2 s, one for all of them: who was subscribed at this very server, and has not been
+for 3 s, is dead, and what it held is ready again. A partition is no death as long as the server holds the connection,
+nor is a restart of the server or a fail-over, after which everybody is gone: there the lease decides.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ from ...errors import ProviderError, Unreachable, UsageError
 from ...traits import Traits
 from ..url import Url
 from .address import Place
+from .guard import Guard
 from .hearing import Hearing
 from .managing import Managing, group
 
@@ -94,7 +97,8 @@ class Queue(Managing, contract.Queue):
         self._doubt: tuple[int, list[Parcel]] | None = None  # a submission whose answer was lost
         self._asked: dict[str, str] = {}  # the same of cancels: number of the request
         self._held: set[str] = set()
-        self._hearing = Hearing(place, self._base, round(lease * 1000))
+        self._hearing = Hearing(place, self._base, round(lease * 1000), self._fetch)
+        self._guard: Guard | None = None
 
     @classmethod
     def from_url(cls, url: Url, **options: object) -> Queue:
@@ -136,6 +140,9 @@ class Queue(Managing, contract.Queue):
         finally:
             if held:
                 self._busy.release()
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.close()
 
     def wake(self) -> None:
         self._hearing.wake()
@@ -146,15 +153,29 @@ class Queue(Managing, contract.Queue):
         self._client = os.urandom(8).hex()
         self._number, self._doubt = 0, None
         self._held = set()
+        self._guard = None  # its thread is the parent's
         self._hearing.close()
-        self._hearing = Hearing(self._place, self._base, round(self.lease * 1000))
+        self._hearing = Hearing(self._place, self._base, round(self.lease * 1000), self._fetch)
 
     def _part(self) -> None:
         super()._part()
         self._hearing.close()
 
     def _prepare(self) -> None:
-        self._hearing.greet(self._line)
+        if self._hearing.greet(self._line):
+            if self._guard is None:
+                self._guard = Guard(self._mend)
+            self._guard.watch(self._line.fileno())
+
+    def _mend(self) -> None:
+        """Connect again, unless somebody is at it."""
+        if self._busy.acquire(timeout=0.2):
+            try:
+                if self._open:
+                    self._line.ready()
+                    self._prepare()
+            finally:
+                self._busy.release()
 
     # ---- giving
 
@@ -261,6 +282,12 @@ class Queue(Managing, contract.Queue):
                 self._held.update([lease.id for lease in leases])
             return leases, answer[1] / 1000
 
+    def _fetch(self, id: bytes) -> bytes:
+        with self._desk:
+            self._second.ready()
+            body: bytes | None = self._second.call("HGET", self._base + b":bodies", id)
+        return body or b""
+
     def extend(self, leases: Sequence[Lease]) -> None:
         self._joined()
         with self._busy:
@@ -318,4 +345,3 @@ def _batches(parcels: list[Parcel]) -> Iterator[list[Parcel]]:
         size += len(parcel.body)
     if batch:
         yield batch
-

@@ -9,4 +9,5 @@ if ARGV[5] ~= '' then call('HSET', key, 'worker', ARGV[5], 'about', ARGV[6]) end
 call('HDEL', key, 'gone')
 call('PEXPIRE', key, HOUR)
 call('ZADD', TAKERS, now, taker)
+call('PEXPIRE', TAKERS, HOUR)
 return 1

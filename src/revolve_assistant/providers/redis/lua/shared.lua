@@ -16,8 +16,9 @@ local PLANS, SPECS, FIRED = base .. ':plans', base .. ':plans.specs', base .. ':
 
 local HOUR = 3600000
 local SOME = 500       -- tasks that are moved in one step for other reasons than that somebody asks for them
-local GIVEN = 8388608  -- bytes after which a take is full
-local TOLD = 262144    -- bytes of bodies that are handed over by a message: Redis cuts off who reads 32 MB too slowly
+local GIVEN = 4194304  -- bytes after which an answer is full
+local TOLD = 262144    -- bytes that go with a message; a larger body is fetched on another connection, since one that
+                       -- listens is cut off when 32 MB wait for it (client-output-buffer-limit pubsub)
 local GONE = 3000      -- since when a taker's connection must be gone until it counts as dead
 local LOOK = 2000      -- between two looks for such
 local BAND = 281474976710656 -- 2^48: the scores of a priority; within it, ticks of 10 us since 2020
@@ -29,7 +30,7 @@ local function ready_of(queue) return base .. ':ready:' .. queue end
 local function delayed_of(queue) return base .. ':delayed:' .. queue end
 local function leased_of(queue) return base .. ':leased:' .. queue end
 local function waiting_of(queue) return base .. ':waiting:' .. queue end
-local function names_of(queue) return base .. ':parked:' .. queue end
+local function names_of(queue) return base .. ':parking:' .. queue end
 local function parked_of(queue, name) return base .. ':parked:' .. #queue .. ':' .. queue .. ':' .. name end
 local function queues_of(name) return base .. ':parks:' .. name end
 local function running_of(name) return base .. ':running:' .. name end
@@ -48,7 +49,10 @@ local function next_stamp()
   return stamp
 end
 local function keep_stamp()
-  if stamp then call('HSET', STATE, 'stamp', string.format('%.0f', stamp)) end
+  if stamp then
+    call('HSET', STATE, 'stamp', string.format('%.0f', stamp))
+    call('PEXPIRE', STATE, HOUR)
+  end
 end
 
 local function alive(taker) return call('PUBSUB', 'NUMSUB', ear_of(taker))[2] > 0 end
@@ -200,6 +204,19 @@ end
 
 -- ---- taking
 
+-- Fill in the bodies of a list of leases that starts behind `at`; those of the large ones stay false.
+local function add_bodies(out, at, ids, small)
+  if #small == 0 then return end
+  local bodies = call('HMGET', BODIES, unpack(small))
+  local next = 1
+  for i, id in ipairs(ids) do
+    if small[next] == id then
+      out[at + 4 * i] = bodies[next] or ''
+      next = next + 1
+    end
+  end
+end
+
 -- Leases for a taker: a flat list of id, queue, deliveries, body; nil: there is nothing. Its number is the taker's.
 local function take(taker, queues, limit, lease, most)
   load_rules()
@@ -207,7 +224,7 @@ local function take(taker, queues, limit, lease, most)
   local token = taker .. ':' .. string.format('%d', number)
   local expiry = now + lease
   local left, bytes = limit, 0
-  local ids, out = {}, {}
+  local ids, small, out = {}, {}, {}
   for _, queue in ipairs(queues) do
     if left <= 0 or bytes >= most then break end
     local ready, aside = ready_of(queue), 0
@@ -237,7 +254,8 @@ local function take(taker, queues, limit, lease, most)
             leased[#leased + 1] = id
             ids[#ids + 1] = id
             local at = #out
-            out[at + 1], out[at + 2], out[at + 3], out[at + 4] = id, queue, head[DELIVERIES], ''
+            out[at + 1], out[at + 2], out[at + 3], out[at + 4] = id, queue, head[DELIVERIES], false
+            if head[SIZE] <= TOLD then small[#small + 1] = id end
             bytes = bytes + head[SIZE]
             left = left - 1
             if rules then ruled(head[NAME], id, token, expiry) end
@@ -251,8 +269,7 @@ local function take(taker, queues, limit, lease, most)
     end
   end
   if #ids == 0 then return nil end
-  local bodies = call('HMGET', BODIES, unpack(ids))
-  for i = 1, #ids do out[4 * i] = bodies[i] or '' end
+  add_bodies(out, 0, ids, small)
   call('HSET', taker_of(taker), 'number', number, 'given', pack(ids))
   return out, number
 end
@@ -260,8 +277,8 @@ end
 local function told(number, out)
   local sizes = {}
   for i = 1, #out do
-    out[i] = tostring(out[i])
-    sizes[i] = #out[i]
+    sizes[i] = out[i] and #tostring(out[i]) or -1
+    out[i] = out[i] or ''
   end
   return number .. ' ' .. table.concat(sizes, ' ') .. '\n' .. table.concat(out)
 end

@@ -9,16 +9,19 @@ if mine[3] then call('HDEL', key, 'waits') end
 
 -- What it was given, and may not have got: the answer was lost, or is on its way.
 if tonumber(mine[1] or 0) > seen and mine[2] then
-  local ids, out = read(mine[2]), {mine[1], 0}
+  local ids, held, small, out = read(mine[2]), {}, {}, {mine[1], 0}
   local token = taker .. ':' .. mine[1]
-  local heads, bodies = call('HMGET', HEADS, unpack(ids)), call('HMGET', BODIES, unpack(ids))
+  local heads = call('HMGET', HEADS, unpack(ids))
   for i, id in ipairs(ids) do
     local head = heads[i] and read(heads[i])
     if head and head[TOKEN] == token and call('ZSCORE', leased_of(head[QUEUE]), id) then
       local at = #out
-      out[at + 1], out[at + 2], out[at + 3], out[at + 4] = id, head[QUEUE], head[DELIVERIES], bodies[i] or ''
+      out[at + 1], out[at + 2], out[at + 3], out[at + 4] = id, head[QUEUE], head[DELIVERIES], false
+      held[#held + 1] = id
+      if head[SIZE] <= TOLD then small[#small + 1] = id end
     end
   end
+  add_bodies(out, 2, held, small)
   return out
 end
 if limit == 0 then return {0, 0} end
@@ -61,6 +64,12 @@ if now >= look or look > now + 2 * LOOK then
   end
   look = now + next
   call('HSET', STATE, 'look', string.format('%.0f', look))
+  call('PEXPIRE', STATE, HOUR)
+  call('PEXPIRE', TAKERS, HOUR)
+  local one = call('SRANDMEMBER', QUEUES)
+  if one and call('EXISTS', ready_of(one), delayed_of(one), leased_of(one), names_of(one), buried_of(one)) == 0 then
+    call('SREM', QUEUES, one) -- nothing is in it
+  end
 end
 
 local out, number = take(taker, queues, limit, lease, GIVEN)
