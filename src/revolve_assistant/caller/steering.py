@@ -68,14 +68,18 @@ class Steering:
         """What is paused or limited."""
         return list(desk_of(self).ask(lambda queue: queue.rules()))
 
-    def buried(self, limit: int = 100) -> list[BuriedTask]:
-        """Tasks that failed or were refused, the latest first; `retry` runs one again."""
+    def buried(self, limit: int = 100, *, task_id: str | None = None) -> list[BuriedTask]:
+        """Tasks that failed or were refused, the latest first; `retry` runs one again. With `task_id` that one alone,
+        or `LookupError`."""
         if limit < 1:
             raise UsageError(f"limit={limit!r} must be at least 1")
         desk = desk_of(self)
+        found = (
+            [desk.find_buried(task_id)] if task_id is not None else desk.ask(lambda queue: queue.buried(limit=limit))
+        )
         return [
             BuriedTask(each.id, desk.name_of(each), each.queue, each.deliveries, each.reason, each.when)
-            for each in desk.ask(lambda queue: queue.buried(limit=limit))
+            for each in found
         ]
 
     # --- what is to be
@@ -209,6 +213,7 @@ def _again(client: Any, old: Buried, envelope: wire.Envelope) -> Task[Any]:
         Purpose.TASK, f"{remote.namespace}/{old.queue}", wire.encode(fresh), expires=time() + EXPIRY
     )
     parcel.body = wire.wrap(remote.inbox_name, sealed)
+    parcel.unique = f"retry {old.id}"  # of several who retry it at once, all hear the same new task
     task: Task[Any] = Task(client, parcel, parcel.options)
     parcel.owner = task
     client._tasks[id] = task

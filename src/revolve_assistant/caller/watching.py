@@ -179,13 +179,18 @@ class Watches:
     def tell(self, task: Buried, end: tuple[Any, ...]) -> None:
         """Have all who wait for a task that was taken out of the queue told how it ended."""
         remote = self._remote
-        channels = [wire.log_of(task.id)]
         try:
             inbox, sealed = envelope.unwrap(task.body)
-            remote.keys.open(Purpose.TASK, f"{remote.namespace}/{task.queue}", sealed)
-            channels.append(inbox)
+            # However old it is: it is not run, and who waits is to be told.
+            opened = remote.keys.open(Purpose.TASK, f"{remote.namespace}/{task.queue}", sealed, now=0.0)
         except (Untrusted, ProviderError):
-            pass  # it was not sealed with a key of ours: nobody whom we could tell
+            return  # it was not sealed with a key of ours: nobody would believe us
+        channels = [wire.log_of(task.id), inbox]
+        try:
+            inside = envelope.decode(opened)
+            channels = [wire.log_of(task.id), inside.inbox] if inside.history else [inside.inbox]
+        except ProviderError:
+            pass  # of a later release
         for channel in channels:
             self._post(channel, task.id, end, True)
 

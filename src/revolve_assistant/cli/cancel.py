@@ -9,10 +9,11 @@ from .flags import Command, seconds
 from .reach import LOST, add_flags, complain, ends, interrupts, open_client, unknown
 
 EPILOG = """\
-A task that nobody has taken leaves the queue, one that runs is stopped: asked first, then by an exception in it, then by
-signals. Whoever waits for it is told.
+A task that nobody has taken leaves the queue, one that runs is stopped: asked first, then by an exception in it, then
+by signals. Whoever waits for it is told.
 
-exit codes: 0 cancelled, 1 it ended otherwise, or not in time, 2 the call was wrong, 4 unknown; of several the highest."""
+exit codes: 0 cancelled, 1 it ended otherwise, or not in time, 2 the call was wrong, 4 unknown; of several tasks
+the highest."""
 
 
 def main(argv: list[str]) -> int:

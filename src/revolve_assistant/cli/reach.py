@@ -91,7 +91,7 @@ def ends(client: Client, task: Task[Any], seconds: float, *states: str) -> str:
                 client._check_patience()
             elif event.name in ENDS:
                 _refuse(task)
-                return event.name
+                return str(event.name)
     if state in ENDS:
         _refuse(task)
     elif client._engine.away_since:

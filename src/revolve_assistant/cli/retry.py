@@ -35,5 +35,5 @@ def main(argv: list[str]) -> int:
         if found.watch and tasks:
             from .watch import watch
 
-            code = max(code, watch("retry", client, tasks, False))
+            code = max(code, watch("retry", client, tasks))
     return code

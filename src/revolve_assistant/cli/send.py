@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     command.add_argument("name", metavar="NAME", help="of the message; `answer` answers a question")
     command.add_argument("args", metavar="ARG", nargs="*", help="JSON, or text")
     command.flag("--timeout", type=seconds, default=60.0, metavar="S",
-                 help="seconds to wait for the task to begin (default: 60): the message waits here until then")  # fmt: skip
+                 help="seconds to wait here for the task to begin (default: 60)")  # fmt: skip
     add_flags(command)
     found = command.read(argv)
     args = [_value(text) for text in [*found.args, *found.tail]]

@@ -15,20 +15,20 @@ LONGEST = 300  # characters of a value that is shown
 
 class Telling:
     """Draws on `bars`. With `all` also what tasks say by names of their own, why they wait, what they ask, and how well
-    they ended. One thread."""
+    they ended. `attended`: who reads it can answer right there. One thread."""
 
-    def __init__(self, bars: AnyBars, *, all: bool = False) -> None:
+    def __init__(self, bars: AnyBars, *, all: bool = False, attended: bool = False) -> None:
         self._bars = bars
         self._all = all
+        self._attended = attended
         self._begun: dict[str, float] = {}  # task -> Unix time of its start, from its own clock
 
     def take(self, event: Event, label: str) -> None:
         """Show one event of the task that is called `label`."""
         bars, name, args, key = self._bars, event.name, event.args, event.task_id
-        if name == "started" or (key not in self._begun and name == "progress"):
-            if key not in self._begun:
-                self._begun[key] = event.time
-                bars.add(key, label)
+        if key not in self._begun and name in ("started", "progress"):
+            self._begun[key] = event.time
+            bars.add(key, label)
         if name == "progress" and args and isinstance(args[0], Progress):
             bars.update(key, args[0])
         elif name in ("output", "error_output") and args:
@@ -38,11 +38,11 @@ class Telling:
         elif name in ENDS:
             self._ended(event, label)
         elif self._all and name != "started":
-            bars.line(f"{label}: {_words(event)}")
+            bars.line(f"{label}: {_words(event, self._attended)}")
 
     def _ended(self, event: Event, label: str) -> None:
         bars, args, key = self._bars, event.args, event.task_id
-        note = "" if event.name == "succeeded" else f"{args[0]}" if args else ""
+        note = "" if event.name == "succeeded" or not args else _why(args[0])
         if self._all:
             if key not in self._begun:
                 bars.add(key, label)
@@ -61,12 +61,21 @@ def _result(value: Any, seconds: float) -> str:
     return f"{shown(value)}, {took}"
 
 
-def _words(event: Event) -> str:
+def _why(value: Any) -> str:
+    """What is said of an end that is no success, in a line: an error's type and first line, or how it was stopped."""
+    if not isinstance(value, BaseException):
+        return str(value)
+    kind = getattr(value, "type_name", "") or type(value).__name__
+    lines = shown(str(value)).strip().splitlines()
+    return f"{kind}: {lines[0]}" if lines else kind
+
+
+def _words(event: Event, attended: bool) -> str:
     """An event in a line."""
     args = event.args
     match event.name:
         case "question" if len(args) > 1:
-            return f"asks: {args[1]} (revolve send {event.task_id} answer …)"
+            return f"asks: {args[1]}" + ("" if attended else f" (revolve send {event.task_id} answer …)")
         case "log" if len(args) > 2:
             return f"{args[0]} {args[1]}: {args[2]}"
         case "waiting" | "gap" if args:
