@@ -73,6 +73,11 @@ class _Heard:
         for task in tasks:
             task.add_listener("*", self._queue.put)
 
+    @property
+    def up_to_date(self) -> bool:
+        """Whether all that was heard was looked at."""
+        return self._queue.empty()
+
     def next(self, wait: float = LOOK) -> tuple[Event, Task[Any]] | None:
         """The next one, None: there was none for so many seconds. Raises `Unreachable` while there never was any."""
         try:
@@ -98,11 +103,11 @@ def _watch(client: Client, tasks: Sequence[Task[Any]], command: str, tracebacks:
         shown = _Shown(command, bars, asking, tracebacks)
         try:
             while heard.left:
+                if asking.due and heard.up_to_date:
+                    _answer(heard, asking, shown)
                 found = heard.next(SETTLED if asking else LOOK)
                 if found is not None:
                     shown.take(*found)
-                elif asking:
-                    _answer(heard, asking, shown)
         finally:
             if asking.prompted:  # Ctrl-C: what is said next begins a line
                 sys.stderr.write("\n")
@@ -112,7 +117,7 @@ def _watch(client: Client, tasks: Sequence[Task[Any]], command: str, tracebacks:
 def _answer(heard: _Heard, asking: Asking, shown: _Shown) -> None:
     """Put a question to whoever sits here; what others say meanwhile is shown afterwards, unless it gets much."""
     later: deque[tuple[Event, Task[Any]]] = deque()
-    with asking.put(asking.first) as prompt:
+    with asking.put() as prompt:
         while not prompt.look():
             while (found := heard.next(0.0)) is not None:
                 shown.note(*found)

@@ -13,6 +13,7 @@ import contextlib
 import os
 import select
 import sys
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..event import Event
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ..caller.task import Task
     from .bars import AnyBars
 
-SETTLED = 0.2  # seconds of silence after which a question counts as open
+SETTLED = 0.2  # seconds after which a question that nothing followed counts as open
 LOOK = 0.05  # seconds between two looks at the events while somebody types
 
 
@@ -32,6 +33,7 @@ class Question(NamedTuple):
 
     task: Task[Any]
     label: str
+    since: float  # monotonic seconds
 
 
 def is_attended() -> bool:
@@ -59,18 +61,22 @@ class Asking:
         """Note what an event means for the questions."""
         if event.name == "question" and len(event.args) > 1:
             self._open.pop(event.task_id, None)  # the newest comes last
-            self._open[event.task_id] = Question(task, label)
+            self._open[event.task_id] = Question(task, label, monotonic())
         else:
             self._open.pop(event.task_id, None)
 
     @property
-    def first(self) -> str:
-        """The id of the task whose question is the first to be put."""
-        return next(iter(self._open), "")
+    def due(self) -> bool:
+        """Whether it is time to put the first one."""
+        return bool(self) and monotonic() - self._first.since >= SETTLED
 
-    def put(self, question_of: str) -> Prompt:
-        """Show the prompt for the question of this task, in place of the bars."""
-        return Prompt(self, self._bars, self._open[question_of])
+    @property
+    def _first(self) -> Question:
+        return next(iter(self._open.values()))
+
+    def put(self) -> Prompt:
+        """The prompt for the first question, in place of the bars."""
+        return Prompt(self, self._bars, self._first)
 
     def is_open(self, question: Question) -> bool:
         """Whether it still is what its task waits for."""
@@ -83,7 +89,7 @@ class Asking:
 
 
 class Prompt:
-    """One question on the screen: `with asking.put(id) as prompt`, then `look` until it says that it is over."""
+    """One question on the screen: `with asking.put() as prompt`, then `look` until it says that it is over."""
 
     def __init__(self, asking: Asking, bars: AnyBars, question: Question) -> None:
         self._asking = asking
