@@ -254,12 +254,18 @@ class Queue(Engine):
         raise _no_managing(self)
 
     def exhume(self, task_id: str) -> Buried | None:
-        """Take a buried task out of the queue; None: it is not there."""
+        """Take out of the queue a task that nobody has taken (pending, delayed, blocked), or a buried one.
+
+        None: it is not there, or a worker has it. `reason` is empty of one that is not buried. Nobody is told: the
+        caller is to.
+        """
         raise _no_managing(self)
 
-    def purge(self, queue: str, *, buried: bool = False) -> int:
-        """Remove the tasks of a queue that nobody has taken (pending, delayed, blocked), or its buried ones; their
-        number. Nobody is told: the caller says what ended."""
+    def purge(self, queue: str, *, buried: bool = False, limit: int = 1000) -> Sequence[Buried]:
+        """Take out the tasks of a queue that nobody has taken, or its buried ones: up to `limit`; none: there are none.
+
+        As `exhume`: nobody is told.
+        """
         raise _no_managing(self)
 
     def rules(self) -> Sequence[Rule]:

@@ -45,7 +45,8 @@ PLAIN = Terms()
 
 class Envelope(msgspec.Struct, array_like=True, frozen=True):
     """One task. `sent` is the caller's Unix time, for display and expiry; `buffers` are out-of-band pickle
-    buffers; `reads` the addresses of further messengers that the caller reads (`task.write_to`)."""
+    buffers; `reads` the addresses of further messengers that the caller reads (`task.write_to`); `history` the seconds
+    that the task's own log is kept after its end, 0: there is none."""
 
     version: int
     id: str
@@ -58,6 +59,7 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True):
     terms: Terms = PLAIN
     buffers: list[bytes] = []
     reads: list[str] = []
+    history: float = 0.0
 
 
 _encode = msgspec.msgpack.Encoder().encode
