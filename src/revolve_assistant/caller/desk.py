@@ -109,6 +109,8 @@ def desk_of(client: Any) -> Desk:
     if not (client._remote and engine.lets_go):
         what = type(engine).__module__.rpartition(".")[2]
         raise Unsupported(f"{what} is no queue that can be looked into or steered: redis and sqlite are")
+    if not engine.traits.manages:
+        raise Unsupported(f"{engine.place} cannot be looked into or steered: redis and sqlite can")
     with client._lock:
         if engine.desk is None:
             queue = client._make().queue if client._reopen else engine.queue

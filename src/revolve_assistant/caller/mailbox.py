@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
-from ..errors import ProviderError, Untrusted
+from ..errors import ClientClosed, ProviderError, Untrusted
 from ..messenger import Message, Messenger
 from ..wire import frames as wire
 from ..wire.seal import Keyring, Purpose
@@ -119,7 +119,7 @@ class Mailbox:
         """Remove it."""
         try:
             self.messenger.forget(self.channel)
-        except ProviderError as error:
+        except (ProviderError, ClientClosed) as error:  # closed: it never could be opened
             log.debug("the inbox stays until it expires: %s", error)
 
 

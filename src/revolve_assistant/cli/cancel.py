@@ -38,8 +38,14 @@ def main(argv: list[str]) -> int:
                 complain("cancel", why)
                 code = LOST
             else:
-                how = f"had {state}" if state in ("succeeded", "failed") else "was lost" if state in ENDS else "goes on"
-                late = "" if state in ENDS else f" after {found.timeout:g} s: it was told to stop"
-                complain("cancel", f"task {task.id} {how}{late}")
+                complain("cancel", f"task {task.id} {_how(state, found.timeout)}")
                 code = max(code, 1)
     return code
+
+
+def _how(state: str, seconds: float) -> str:
+    if state in ENDS:
+        return f"had {state}" if state in ("succeeded", "failed") else "was lost"
+    if state == "running":
+        return f"still runs after {seconds:g} s: it was told to stop"
+    return f"could not be taken out of the queue within {seconds:g} s: try again once it runs"

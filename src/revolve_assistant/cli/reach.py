@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..caller.task import Task
 
 PATIENCE = 10.0  # seconds that a server may take to answer at first
+FOUND = 1.5  # seconds in which a task is found, or found to be unknown
 LOST = 4  # the exit code of a task that is lost, or that nobody knows
 CODES = {"succeeded": 0, "failed": 1, "cancelled": 3, "lost": LOST}
 """Exit codes by how a task ended."""
@@ -72,9 +73,10 @@ def interrupts() -> Iterator[None]:
 def ends(client: Client, task: Task[Any], seconds: float, *states: str) -> str:
     """Wait until the task has ended, or is in one of these states; its state then, or as it is after `seconds`.
 
-    Raises `Unreachable` when no server answers, `Unsupported` where the task cannot be heard.
+    It takes a moment to find that nobody knows a task, however few the seconds. Raises `Unreachable` when no server
+    answers, `Unsupported` where the task cannot be heard.
     """
-    deadline = monotonic() + seconds
+    deadline = monotonic() + max(seconds, FOUND)
     with task.events() as events:
         while True:
             state = task.state

@@ -81,7 +81,7 @@ def look(client: Client) -> dict[str, Any]:
         "version": VERSION,
         "time": round(now, 3),
         "place": client._engine.place,
-        "namespace": client.namespace,
+        "namespace": client._engine.namespace,
         "queues": [queues[name] for name in sorted(queues)],
         "workers": [_worker(each) for each in workers],
         "running": sorted(running, key=lambda each: -float(each["seconds"])),

@@ -64,7 +64,7 @@ def choose(
         if not isinstance(made, Queue):
             raise UsageError(f"{address} is no queue")
         queue = made
-    carrier = messenger if messenger is not None else os.environ.get("REVOLVE_MESSENGER")
+    carrier = messenger if messenger is not None else os.environ.get("REVOLVE_MESSENGER") or None
     if carrier is None:
         natural = queue.traits.messenger
         if natural is None:

@@ -36,6 +36,7 @@ def render(seen: dict[str, Any], height: int) -> RenderableType:
                 for each in queues
             ],
             right=range(1, 9),
+            none="no task, and nobody who takes",
         ),
         Text(),
         _table(
