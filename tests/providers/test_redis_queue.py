@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from revolve_assistant.engine import Count, Lease, Outcome, Parcel, Plan, Queue, Rule
+from revolve_assistant.engine import Buried, Count, Lease, Outcome, Parcel, Plan, Queue, Rule
 from revolve_assistant.errors import ProviderError, UsageError
 from revolve_assistant.providers import registry
 from revolve_assistant.providers.redis.queue import LARGEST
@@ -184,7 +184,7 @@ def test_a_key_is_held_until_its_task_is_over(some: Any) -> None:
     lease = next(each for each in queue.take(["default"], limit=9, wait=0) if each.id == "e")
     queue.settle([(lease, Outcome("bury"))])
     assert refused("f") == {}
-    assert queue.purge("default") > 0
+    assert ids(queue.purge("default")) != []
     assert refused("g") == {}
 
 
@@ -203,8 +203,9 @@ def test_counts(some: Any) -> None:
     assert other._replace(oldest=0.0) == Count("other", 1)
     eventually(lambda: queue.counts()[1].oldest >= 0.05, "the oldest gets older")
     queue.settle([(b, DONE)])
-    assert queue.purge("default") == 6
-    assert queue.purge("default", buried=True) == 1
+    assert sorted(ids(queue.purge("default"))) == ["d0", "d1", "d2", "t2", "t3", "t4"]
+    assert ids(queue.purge("default", buried=True)) == ["t0"]
+    assert queue.purge("default") == queue.purge("default", buried=True) == []
     assert [each.queue for each in queue.counts()] == ["other"]
 
 
@@ -224,6 +225,57 @@ def test_buried_tasks_are_kept_up_to_a_number_and_can_be_taken_out(some: Any) ->
     submit(queue, Parcel("t4"))  # again, and so no longer buried
     assert ids(queue.buried()) == ["t2"]
     assert take(queue) == ["t4"]
+
+
+def test_what_nobody_has_taken_can_be_taken_out_wherever_it_stands(some: Any) -> None:
+    queue = some()
+    queue.set_rule("kept", paused=True)
+    submit(queue, Parcel("taken", priority=1), Parcel("kept", body=b"k", name="kept"), Parcel("u", unique="key"))
+    submit(queue, Parcel("late", body=b"later", delay=60.0, name="module:work"))
+    (lease,) = queue.take(["default"], limit=1, wait=0)
+    assert queue.exhume("taken") is None
+    assert queue.exhume("never") is None
+    assert queue.exhume("late") == Buried("late", b"later", "default", 0, "", "module:work", 0.0)
+    assert queue.exhume("late") is None
+    assert queue.exhume("kept") == Buried("kept", b"k", "default", 0, "", "kept", 0.0)
+    assert queue.exhume("u") is not None
+    assert submit(queue, Parcel("v", unique="key")) == {}  # the key went with it
+    assert queue.state(["taken", "kept", "u", "late", "v"]) == {
+        "taken": "running", "kept": "unknown", "u": "unknown", "late": "unknown", "v": "queued",
+    }  # fmt: skip
+    queue.settle([(lease, DONE)])
+    assert take(queue) == ["v"]
+
+
+def test_a_purge_comes_in_parts(some: Any) -> None:
+    queue = some()
+    queue.set_rule("kept", paused=True)
+    submit(queue, *tasks(1200), *tasks(300, 2000, name="kept"), *tasks(3, 5000, delay=9.0))
+    held = queue.take(["default"], limit=100, wait=0)
+    assert len(queue.purge("default", limit=10)) == 10
+    found: list[Any] = []
+    while some_more := queue.purge("default"):
+        found += some_more
+    assert sorted(ids(found)) == sorted([f"t{n}" for n in [*range(110, 1200), *range(2000, 2300), 5000, 5001, 5002]])
+    assert {one.body for one in found if one.id == "t777"} == {b"777"}
+    queue.settle([(lease, Outcome("bury", reason="why")) for lease in held])
+    assert len(queue.purge("default", buried=True, limit=30)) == 30
+    rest = queue.purge("default", buried=True)
+    assert (len(rest), rest[0].reason) == (70, "why")
+    assert list(queue.counts()) == []
+
+
+def test_large_buried_tasks_are_kept_up_to_a_size(some: Any) -> None:
+    queue = some()
+    body = bytes(60 << 20)
+    for n in range(6):
+        submit(queue, Parcel(f"t{n}", body=body))
+        queue.settle([(lease, Outcome("bury")) for lease in queue.take(["default"], limit=9, wait=0)])
+    assert queue.counts()[0].buried == 4
+    assert ids(queue.buried()) == ["t5", "t4", "t3", "t2"]
+    assert [one.id for one in queue.purge("default", buried=True)] == ["t2"]
+    assert [queue.exhume(id) is not None for id in ("t3", "t4", "t5")] == [True, True, True]
+    assert queue._line.call("GET", queue._base + b":buried.size") in (None, b"0")
 
 
 def test_buried_tasks_are_forgotten_with_time(some: Any) -> None:

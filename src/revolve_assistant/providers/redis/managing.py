@@ -34,6 +34,8 @@ class Managing:
         self._place = place
         self._base = f"{{{place.namespace}}}:q".encode()
         self._open = False
+        self._sought: dict[tuple[Any, ...], str] = {}  # what was asked to be taken out, and may have been: request
+        self._found = ""  # the last such request that was answered
         self._begin_lines()
 
     def _begin_lines(self) -> None:
@@ -100,7 +102,7 @@ class Managing:
     # ---- to see
 
     def counts(self) -> Sequence[Count]:
-        found = self._manage("counts")
+        found = self._manage("counts", *self._keep)
         counts = []
         for at in range(0, len(found), 7):
             pending, delayed, blocked, leased, buried, oldest = map(int, found[at + 1 : at + 7])
@@ -117,19 +119,22 @@ class Managing:
         return found
 
     def exhume(self, task_id: str) -> Buried | None:
-        found = self._manage("exhume", task_id, os.urandom(8).hex())
+        found = self._taken_out("exhume", task_id)
         return _buried(found) if found else None
 
-    def purge(self, queue: str, *, buried: bool = False) -> int:
-        """In steps of some hundred tasks; what comes meanwhile may stay."""
-        removed = 0
-        most: int | None = None
-        while True:
-            some, left = map(int, self._manage("purge", queue, int(buried)))
-            removed += some
-            most = some + left if most is None else most
-            if not left or removed >= most:
-                return removed
+    def purge(self, queue: str, *, buried: bool = False, limit: int = 1000) -> Sequence[Buried]:
+        """As the contract has it; no more than some 4 MB of bodies at once."""
+        found = self._taken_out("purge", queue, int(buried), limit)
+        return [_buried(found[at : at + 7]) for at in range(0, len(found), 7)]
+
+    def _taken_out(self, name: str, *args: Any) -> Any:
+        """Ask for what exists nowhere else afterwards: again the same request, if its answer was lost."""
+        with self._desk:
+            number = self._sought.setdefault((name, *args), os.urandom(8).hex())
+            found = self._manage(name, number, self._found, *args)
+            del self._sought[(name, *args)]
+            self._found = number
+            return found
 
     # ---- rules
 

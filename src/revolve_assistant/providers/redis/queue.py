@@ -17,7 +17,8 @@ Keys, all with the prefix `{namespace}:q` and so in one slot:
     :taker:TAKER :takers              what it was given last, what it waits for, who it is; all by when they last spoke
     :queues :unique                   the queues that hold something; unique key -> id
     :rules :running:NAME :started:NAME       rules; where one counts: ids by the end of the lease, takes by their moment
-    :buried :buried:QUEUE :buried.heads :buried.bodies     ids by when they were buried; id -> …
+    :buried :buried:QUEUE :buried.heads :buried.bodies     ids by when they were buried; id -> …; the size of all
+    :buried.size
     :plans :plans.specs :plans.fired         keys by their due; key -> spec; key -> the request that fired it last
     :state              the last tick, the next look for the dead
     :client:C :cancelled:ID :exhumed:N       what was answered, for an hour or a minute, in case the answer was lost

@@ -1,4 +1,5 @@
--- Returns for each queue: name, pending, delayed, blocked, leased, buried, ms that the oldest pending has waited.
+-- ARGV: ms that buried tasks are kept, how many. Returns for each queue: name, pending, delayed, blocked, leased, buried, ms that the oldest pending has waited.
+if call('EXISTS', BURIED) == 1 then unbury_old(tonumber(ARGV[1]), tonumber(ARGV[2])) end
 local out = {}
 for _, queue in ipairs(call('SMEMBERS', QUEUES)) do
   local ready = ready_of(queue)

@@ -61,12 +61,13 @@ for at = 5 + 2 * count, #ARGV, 6 do
       call('HDEL', HEADS, id)
       call('HDEL', BODIES, id)
       free_key(head, id)
-      call('HSET', BURIED_HEADS, id, pack({queue, head[DELIVERIES], ARGV[at + 5], head[NAME], now}))
+      call('HSET', BURIED_HEADS, id, pack({queue, head[DELIVERIES], ARGV[at + 5], head[NAME], now, #body}))
       call('HSET', BURIED_BODIES, id, body)
       call('ZADD', BURIED, now, id)
       call('ZADD', buried_of(queue), now, id)
       call('PEXPIRE', buried_of(queue), keep)
       call('SADD', QUEUES, queue)
+      call('INCRBY', BURIED_SIZE, #body)
       buried = true
     else
       if ARGV[at + 4] == '0' then head[DELIVERIES] = head[DELIVERIES] - 1 end
@@ -87,13 +88,8 @@ end
 keep_stamp()
 
 if buried then
-  local old = call('ZRANGEBYSCORE', BURIED, '-inf', now - keep, 'LIMIT', 0, SOME)
-  for _, id in ipairs(old) do unbury(id) end
-  local excess = math.min(call('ZCARD', BURIED) - cap, SOME)
-  if excess > 0 then
-    for _, id in ipairs(call('ZRANGE', BURIED, 0, excess - 1)) do unbury(id) end
-  end
-  for _, key in ipairs({BURIED, BURIED_HEADS, BURIED_BODIES}) do call('PEXPIRE', key, keep) end
+  unbury_old(keep, cap)
+  for _, key in ipairs({BURIED, BURIED_HEADS, BURIED_BODIES, BURIED_SIZE}) do call('PEXPIRE', key, keep) end
 end
 
 rooms = {}

@@ -12,6 +12,7 @@ local now = tonumber(clock[1]) * 1000 + tonumber(clock[2]) / 1000
 local HEADS, BODIES, STATE = base .. ':heads', base .. ':bodies', base .. ':state'
 local UNIQUE, QUEUES, TAKERS, RULES = base .. ':unique', base .. ':queues', base .. ':takers', base .. ':rules'
 local BURIED, BURIED_HEADS, BURIED_BODIES = base .. ':buried', base .. ':buried.heads', base .. ':buried.bodies'
+local BURIED_SIZE = base .. ':buried.size'
 local PLANS, SPECS, FIRED = base .. ':plans', base .. ':plans.specs', base .. ':plans.fired'
 
 local HOUR = 3600000
@@ -21,6 +22,7 @@ local TOLD = 262144    -- bytes that go with a message; a larger body is fetched
                        -- listens is cut off when 32 MB wait for it (client-output-buffer-limit pubsub)
 local GONE = 3000      -- since when a taker's connection must be gone until it counts as dead
 local LOOK = 2000      -- between two looks for such
+local MOST_BURIED = 268435456 -- bytes of all bodies that are kept of buried tasks
 local BAND = 281474976710656 -- 2^48: the scores of a priority; within it, ticks of 10 us since 2020
 
 -- fields of a head
@@ -180,6 +182,21 @@ local function free_key(head, id)
   if key ~= '' and call('HGET', UNIQUE, key) == id then call('HDEL', UNIQUE, key) end
 end
 
+-- Remove a task unless somebody has it; its head, and its body if that is wanted; nil: nobody knows it, or it is taken.
+local function remove(id, wanted)
+  local record = call('HGET', HEADS, id)
+  if not record then return nil end
+  local head = read(record)
+  local ends = call('ZSCORE', leased_of(head[QUEUE]), id)
+  if ends and tonumber(ends) > now then return nil end
+  local body = wanted and call('HGET', BODIES, id) or ''
+  if ends then call('ZREM', leased_of(head[QUEUE]), id) else pick(head, id) end
+  call('HDEL', HEADS, id)
+  call('HDEL', BODIES, id)
+  free_key(head, id)
+  return head, body
+end
+
 -- Ended leases and delays of a queue become ready. True: some did.
 local function promote(queue)
   local ready, some = ready_of(queue), false
@@ -322,12 +339,41 @@ end
 local function unbury(id)
   local found = call('HGET', BURIED_HEADS, id)
   if not found then return nil end
-  local body = call('HGET', BURIED_BODIES, id) or ''
+  local head = read(found)
   call('HDEL', BURIED_HEADS, id)
   call('HDEL', BURIED_BODIES, id)
   call('ZREM', BURIED, id)
-  call('ZREM', buried_of(read(found)[1]), id)
-  return found, body
+  call('ZREM', buried_of(head[1]), id)
+  call('DECRBY', BURIED_SIZE, head[6])
+  return head
+end
+
+-- Forget those that were buried too long ago, and the first of too many or too large ones.
+local function unbury_old(keep, cap)
+  for _, id in ipairs(call('ZRANGEBYSCORE', BURIED, '-inf', now - keep, 'LIMIT', 0, SOME)) do unbury(id) end
+  local excess = math.min(call('ZCARD', BURIED) - cap, SOME)
+  if excess > 0 then
+    for _, id in ipairs(call('ZRANGE', BURIED, 0, excess - 1)) do unbury(id) end
+  end
+  while tonumber(call('GET', BURIED_SIZE) or 0) > MOST_BURIED do
+    local first = call('ZRANGE', BURIED, 0, 0)[1]
+    if not first then break end
+    unbury(first)
+  end
+end
+
+-- Add what is told of a buried task, given its head.
+local function tell_buried(out, id, body, head)
+  local n = #out
+  out[n + 1], out[n + 2], out[n + 3], out[n + 4], out[n + 5] = id, body, head[1], head[2], head[3]
+  out[n + 6], out[n + 7] = head[4], string.format('%.3f', head[5])
+end
+
+-- The same of one that is not.
+local function tell(out, id, body, head)
+  local n = #out
+  out[n + 1], out[n + 2], out[n + 3], out[n + 4], out[n + 5] = id, body, head[QUEUE], head[DELIVERIES], ''
+  out[n + 6], out[n + 7] = head[NAME], '0'
 end
 
 -- Enter `count` tasks whose ids and bodies are ARGV[at], ARGV[at + 1], …; whose key is held is added to `refused`.
