@@ -225,7 +225,7 @@ def test_a_rate_holds_on_the_whole_fleet(run, fleet, client, app):
 
 def test_a_name_that_nobody_has_is_said_and_the_rule_is_set(run):
     done = run("pause", "fleet_app:wrok")
-    assert "no task of the name fleet_app:wrok is known yet" in done.stderr
+    assert done.stderr.startswith("revolve pause: no worker here has run fleet_app:wrok yet")
     assert run("limit", "fleet_app:wrok").stdout == "fleet_app:wrok: paused\n"
 
 

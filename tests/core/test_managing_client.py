@@ -159,7 +159,7 @@ def test_pause_and_resume_by_name_and_by_function(client, worker, caplog):
     assert kept.result(LONG) == 2
     assert client.rules() == []
     client.pause("nobody:here")
-    assert "no task of the name nobody:here is known yet" in caplog.text
+    assert "no worker here has run nobody:here yet" in caplog.text
 
 
 def test_limits_are_set_changed_and_taken_away_one_by_one(client):

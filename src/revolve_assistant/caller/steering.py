@@ -87,7 +87,7 @@ class Steering:
     def pause(self, name: str | Callable[..., Any]) -> Rule:
         """Have no worker take tasks of a function (`module:qualname`, or itself) until `resume`; what runs goes on.
 
-        Tasks can still be submitted, and wait. A name that nobody has used yet is taken, and a warning is logged.
+        Tasks can still be submitted, and wait. A name that no worker knows is taken too, and a warning is logged.
         """
         return _set_rule(desk_of(self), name, paused=True)
 
@@ -144,7 +144,7 @@ def _set_rule(desk: Desk, name: str | Callable[..., Any], **changes: Any) -> Rul
     known = desk.known(called)
     rule = desk.ask(lambda queue: queue.set_rule(called, **changes))
     if not known:
-        log.warning("no task of the name %s is known yet: the rule holds from the first one on", called)
+        log.warning("no worker here has run %s yet: if that is its name, the rule holds from its first task on", called)
     return rule
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -47,9 +48,20 @@ def open_client(found: argparse.Namespace) -> Client:
         from ..providers.url import Url
 
         raise UsageError(f"{Url.parse(url)} is no queue that other programs could reach")
+    _say_warnings(found.prog)
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())  # results and errors may be of the application's classes
     return Client(url, messenger=found.messenger, namespace=found.namespace, patience=PATIENCE)
+
+
+def _say_warnings(prog: str) -> None:
+    """What the library warns of is a line as any other of the command."""
+    logger = logging.getLogger("revolve_assistant")
+    if not logger.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(f"{prog}: %(message)s"))
+        handler.setLevel(logging.WARNING)
+        logger.addHandler(handler)
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ class About(msgspec.Struct, frozen=True):
     taken: int = 0
     settled: int = 0
     rate: float = 0.0
-    """Tasks settled a second, lately."""
+    """Tasks settled a second, in the last ten or so."""
     keys: list[str] = []
     """Fingerprints of its secrets."""
     key: str = ""

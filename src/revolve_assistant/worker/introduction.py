@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from time import monotonic, time
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ class Introduction:
         self._started = time()
         self._said = -EVERY  # monotonic seconds
         self._what: tuple[object, ...] = ()
-        self._measured = (monotonic(), 0)
+        self._measured = deque([(monotonic(), 0)])  # when how many were settled, lately
         self.functions: dict[str, None] = {}
 
     def ran(self, name: str) -> None:
@@ -65,10 +66,12 @@ class Introduction:
                     name = held.envelope.name if held.envelope is not None else held.lease.name
                     since = round(wall - (now - held.since), 3)
                     running.append(Running(held.id, name, queue, held.lease.deliveries, since))
-        before, settled = self._measured
+        measured = self._measured
+        while len(measured) > 1 and measured[1][0] <= now - EVERY:
+            measured.popleft()
+        before, settled = measured[0]
         rate = (taker.settled - settled) / (now - before) if now > before else 0.0
-        if now - before >= SOON:
-            self._measured = (now, taker.settled)
+        measured.append((now, taker.settled))
         return About(
             name=worker.name,
             host=os.uname().nodename,
