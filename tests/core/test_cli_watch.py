@@ -225,6 +225,7 @@ def test_it_waits_for_a_task_that_nobody_has_taken(client, app, screen, revolve,
     task = client.submit(app.quick, 21)
     task.queued()
     shown = screen("watch", task.id)
+    shown.shows(f"{task.id} waits: nobody has begun it yet\r\n")
     program = revolve("worker", "-c", "1", **said)
     program.says("ready as")
     shown.shows("quick: succeeded: 42, after ")

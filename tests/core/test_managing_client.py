@@ -402,6 +402,26 @@ def test_it_may_be_asked_from_any_thread(client, worker):
     assert [task.result(LONG) for task, _, _ in found] == list(range(100))
 
 
+def test_who_is_heard_of_by_the_queue_is_not_missed(client, place, caplog, monkeypatch):
+    monkeypatch.setattr("revolve_assistant.caller.reckoning.LONELY", 0.3)
+    with Worker(place, concurrency=1, pool="thread") as worker:
+        assert worker.wait_ready(10)
+        client.submit(listen).queued()
+        with Client(place) as late:
+            task = late.submit(work, 1)  # waits behind the other one
+            with task.events() as events:
+                assert events.next(1.0) is None
+            assert "no worker" not in caplog.text
+            late.options(queue="second").submit(work, 1)
+            with Client(place) as later:
+                task = later.options(queue="second").submit(work, 1)
+                eventually(lambda: "no worker" in caplog.text, "nobody serves that queue")
+    assert (
+        f"no worker of queue second has been heard of for 0.3 s: start one with  revolve worker {place} -q second"
+        in (caplog.text)
+    )
+
+
 # ---------------------------------------------------------------- groups
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import queue
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ..event import ENDS, Event
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ..views.bars import AnyBars
 
 LOOK = 0.5  # seconds between two looks whether the server answers at all
+SILENT = 2.0  # seconds after which it is said that nothing is to be seen
 MOST_HELD = 1000  # events that wait while somebody types
 EPILOG = """\
 A question can be answered right here, on a terminal; elsewhere by `revolve send ID answer …`.
@@ -68,6 +70,7 @@ class _Heard:
         self._queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.tasks = {task.id: task for task in tasks}
         self.left = set(self.tasks)
+        self.silent = dict(self.tasks)  # those of which nothing came yet
         self._heard = False
         self.code = 0
         for task in tasks:
@@ -87,6 +90,7 @@ class _Heard:
                 self._client._check_patience()
             return None
         self._heard = True
+        self.silent.pop(event.task_id, None)
         if event.name in ENDS:
             self.left.discard(event.task_id)
             self.code = max(self.code, code_of(event))
@@ -101,8 +105,12 @@ def _watch(client: Client, tasks: Sequence[Task[Any]], command: str, tracebacks:
     with open_bars() as bars:
         asking = Asking(bars)
         shown = _Shown(command, bars, asking, tracebacks)
+        patient_until = monotonic() + SILENT
         try:
             while heard.left:
+                if heard.silent and monotonic() >= patient_until:
+                    patient_until = float("inf")
+                    shown.wait(heard.silent.values())
                 if asking.due and heard.up_to_date:
                     _answer(heard, asking, shown)
                 found = heard.next(SETTLED if asking else LOOK)
@@ -140,6 +148,11 @@ class _Shown:
     def take(self, event: Event, task: Task[Any]) -> None:
         self.note(event, task)
         self.draw(event, task)
+
+    def wait(self, tasks: Iterable[Task[Any]]) -> None:
+        """Say of tasks that nothing was heard of them."""
+        for task in tasks:
+            self._bars.line(f"{task.id} waits: nobody has begun it yet")
 
     def note(self, event: Event, task: Task[Any]) -> None:
         """What has to be known at once."""
