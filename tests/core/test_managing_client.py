@@ -127,6 +127,23 @@ def test_workers_say_who_they_are_and_what_runs(client, worker):
     assert client.workers() == []
 
 
+def test_what_begins_is_said_within_a_moment(client, place):
+    """Also on a worker that has no room for more, and so waits for nothing."""
+    with Worker(place, concurrency=1, pool="process") as worker:
+        assert worker.wait_ready(10)
+        assert client.submit(work, 1).result(LONG) == 1
+        said = lambda: client.workers()[0]  # noqa: E731
+        eventually(lambda: said().settled == 1 and time.time() - said().time > 1.2, "it said all, and is quiet")
+        task = client.submit(listen)
+        with task.events("up") as events:
+            assert next(events).name == "up"
+        began = time.monotonic()
+        eventually(lambda: client.workers()[0].busy == {"default": 1}, "it says what runs")
+        assert time.monotonic() - began < 5
+        task.send("end", 1)
+        assert task.result(LONG) == 1
+
+
 def test_what_a_stranger_wrote_as_a_worker_is_shown_as_its_name(client, place):
     queue = memory.Queue.from_url(memory_url(place))
     queue.open()

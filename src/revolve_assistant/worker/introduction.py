@@ -51,7 +51,7 @@ class Introduction:
             return due - now
         self._said, self._what = now, what
         worker.queue.introduce(worker.channel[2:14], write(self._about(now)))
-        return EVERY
+        return SOON  # what was taken just now begins in a moment, and nobody wakes this thread for that
 
     def _about(self, now: float) -> About:
         worker = self._worker
