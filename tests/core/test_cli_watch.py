@@ -260,14 +260,15 @@ def test_questions_are_answered_at_the_prompt_while_others_talk(client, app, wor
     noise = client.submit(app.chatter, str(tmp_path / "quiet"))
     asks = client.submit(app.greet)
     shown = screen("watch", asks.id, noise.id)
-    shown.shows("greet: asks: what is your name?\r\n")
-    shown.shows("greet, your answer: ")
+    name = f"greet {asks.id[:4]}…{asks.id[-4:]}"  # of several
+    shown.shows(f"{name}: asks: what is your name?\r\n")
+    shown.shows(f"{name}, your answer: ")
     shown.type("Ada L.\n")
-    shown.shows("greet: heard Ada L.\r\n")
-    shown.shows("greet, your answer: ", 2)
+    shown.shows(f"{name}: heard Ada L.\r\n")
+    shown.shows(f"{name}, your answer: ", 2)
     shown.type("36\n")
     assert asks.result(LONG) == ["Ada L.", "36"]
-    shown.shows("greet: succeeded: ['Ada L.', '36'], after ")
+    shown.shows(f"{name}: succeeded: ['Ada L.', '36'], after ")
     (tmp_path / "quiet").touch()
     assert shown.wait() == 0
 
@@ -320,7 +321,7 @@ def test_ctrl_c_at_the_prompt_detaches(client, app, worker, screen):
     shown.shows("greet, your answer: ")
     shown.type("\x03")
     assert shown.wait() == 130
-    assert f"\rrevolve watch: detached, the task goes on: revolve watch {asks.id}" in shown.text
+    assert re.search(rf"[\r\n]revolve watch: detached, the task goes on: revolve watch {asks.id}", shown.text)
     assert asks.state == "running"
     asks.cancel()
 
@@ -370,3 +371,42 @@ def test_json_is_what_the_page_says(client, app, worker, run):
     assert ends[ill.id]["error"] == "ValueError: no"
     assert ends["nobody"]["event"] == "lost"
     assert "no task 'nobody' is known to redis://" in ends["nobody"]["error"]
+
+
+# ---------------------------------------------------------------- other commands on a terminal
+
+
+def test_purge_asks_and_takes_no_for_an_answer(client, app, screen):
+    tasks = [client.submit(app.quick, n) for n in range(3)]
+    tasks[-1].queued()
+    for answer in ("n\n", "\n", "\x04"):
+        shown = screen("purge", "default")
+        shown.shows("Remove 3 waiting tasks of queue default? [y/N] ")
+        shown.type(answer)
+        assert shown.wait() == 1
+        assert "revolve purge: nothing was removed" in shown.text
+    assert client.counts()[0].pending == 3
+    shown = screen("purge", "default")
+    shown.shows("[y/N] ")
+    shown.type("\x03")
+    assert shown.wait() == 130
+    shown = screen("purge", "default")
+    shown.shows("[y/N] ")
+    shown.type("y\n")
+    assert shown.wait() == 0
+    assert shown.text.endswith("3\r\n")
+    assert client.counts() == []
+
+
+def test_top_stays_on_the_screen_while_its_server_is_away(screen, said, monkeypatch):
+    with Redis() as server:
+        monkeypatch.setenv("REVOLVE_URL", server.url)
+        shown = screen("top", "--every", "0.2")
+        shown.shows("no worker: start one with revolve worker", 2)
+        server.stop()
+        shown.shows("; trying again")
+        server.start()
+        before = shown.text.count("no worker: start one")
+        shown.shows("no worker: start one", before + 2)
+        shown.type("\x03")
+        assert shown.wait() == 0

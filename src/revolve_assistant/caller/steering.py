@@ -131,6 +131,7 @@ class Steering:
     def retry(self, task_id: str) -> Task[Any]:
         """A buried task once more, as a task of this client with an id of its own; the old one is then no longer kept.
 
+        Arguments, queue, time limits, retries and history are the same; priority and `unique` are not kept.
         Raises `LookupError` if no such task is buried, `Untrusted` if it was not signed with a secret of this client.
         """
         return _retry(self, desk_of(self), task_id)

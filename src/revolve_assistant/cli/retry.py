@@ -6,8 +6,8 @@ from .flags import Command
 from .reach import LOST, add_flags, complain, interrupts, open_client
 
 EPILOG = """\
-Each task is queued once more with the same arguments and options, under a new id, which is printed; then the old one is
-no longer kept. `revolve dead` lists them.
+Each task is queued once more, under a new id, which is printed; then the old one is no longer kept. Arguments, time
+limits and retries are the same; its priority and its unique key are not kept. `revolve dead` lists what is buried.
 
 exit codes: 0 queued (with --watch: as revolve watch), 1 it could not be, 2 the call was wrong, 4 no such task is
 buried; of several the highest."""

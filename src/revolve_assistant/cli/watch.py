@@ -104,21 +104,17 @@ def _watch(client: Client, tasks: Sequence[Task[Any]], command: str, tracebacks:
     heard = _Heard(client, tasks)
     with open_bars() as bars:
         asking = Asking(bars)
-        shown = _Shown(command, bars, asking, tracebacks)
+        shown = _Shown(command, bars, asking, tracebacks, len(tasks) > 1)
         patient_until = monotonic() + SILENT
-        try:
-            while heard.left:
-                if heard.silent and monotonic() >= patient_until:
-                    patient_until = float("inf")
-                    shown.wait(heard.silent.values())
-                if asking.due and heard.up_to_date:
-                    _answer(heard, asking, shown)
-                found = heard.next(SETTLED if asking else LOOK)
-                if found is not None:
-                    shown.take(*found)
-        finally:
-            if asking.prompted:  # Ctrl-C: what is said next begins a line
-                sys.stderr.write("\n")
+        while heard.left:
+            if heard.silent and monotonic() >= patient_until:
+                patient_until = float("inf")
+                shown.wait(heard.silent.values())
+            if asking.due and heard.up_to_date:
+                _answer(heard, asking, shown)
+            found = heard.next(SETTLED if asking else LOOK)
+            if found is not None:
+                shown.take(*found)
     return heard.code
 
 
@@ -139,10 +135,11 @@ def _answer(heard: _Heard, asking: Asking, shown: _Shown) -> None:
 class _Shown:
     """What a person sees of the events."""
 
-    def __init__(self, command: str, bars: AnyBars, asking: Asking, tracebacks: bool) -> None:
+    def __init__(self, command: str, bars: AnyBars, asking: Asking, tracebacks: bool, several: bool) -> None:
         from ..views.telling import Telling
 
         self._command, self._bars, self._asking, self._tracebacks = command, bars, asking, tracebacks
+        self._several = several
         self._telling = Telling(bars, all=True, attended=asking.attended)
 
     def take(self, event: Event, task: Task[Any]) -> None:
@@ -167,11 +164,11 @@ class _Shown:
             self._bars.line(traceback_of(error_of(event, task)), error=True)
         self._telling.take(event, self._label(task))
 
-    @staticmethod
-    def _label(task: Task[Any]) -> str:
+    def _label(self, task: Task[Any]) -> str:
         from ..views.show import label_of
 
-        return label_of(task)
+        label = label_of(task)
+        return f"{label} {task.id[:4]}…{task.id[-4:]}" if self._several and task.name else label
 
 
 def _watch_json(client: Client, tasks: Sequence[Task[Any]]) -> int:

@@ -51,7 +51,6 @@ class Asking:
         self._bars = bars
         self._open: dict[str, Question] = {}
         self.attended = is_attended()
-        self.prompted = False  # the cursor stands behind a prompt
 
     def __bool__(self) -> bool:
         """Whether a question waits for an answer that could be given here."""
@@ -96,16 +95,22 @@ class Prompt:
         self._bars = bars
         self.question = question
         self._typed = b""
+        self._shown = False  # the cursor stands behind it
 
     def __enter__(self) -> Prompt:
         self._bars.__exit__(None, None, None)
-        question = self.question
-        sys.stderr.write(f"{printable(question.label)}, your answer: ")
-        sys.stderr.flush()
-        self._asking.prompted = True
+        self._shown = True
+        try:
+            sys.stderr.write(f"{printable(self.question.label)}, your answer: ")
+            sys.stderr.flush()
+        except BaseException:  # Ctrl-C at once
+            self._leave("\n")
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._shown:  # Ctrl-C: what is said next begins a line
+            self._leave("\n")
         self._bars.__enter__()
 
     def look(self) -> bool:
@@ -134,7 +139,7 @@ class Prompt:
         return True
 
     def _leave(self, text: str) -> None:
-        self._asking.prompted = False
+        self._shown = False
         sys.stderr.write(text)
         sys.stderr.flush()
 

@@ -44,11 +44,12 @@ class Introduction:
         worker = self._worker
         if not worker.queue.traits.manages:
             return EVERY
+        if now < self._said + SOON:
+            return self._said + SOON - now
         taker = worker.taker
         what = (worker.state, taker.taken, taker.settled, sum([held.started for held in list(taker.held.values())]))
-        due = self._said + (EVERY if what == self._what else SOON)
-        if now < due:
-            return due - now
+        if what == self._what and now < self._said + EVERY:
+            return self._said + EVERY - now
         self._said, self._what = now, what
         worker.queue.introduce(worker.channel[2:14], write(self._about(now)))
         return SOON  # what was taken just now begins in a moment, and nobody wakes this thread for that
