@@ -465,15 +465,34 @@ def test_one_clear_line(run, words, code, text):
     assert done.stdout == ""
 
 
+def test_another_secret_is_said_by_every_command(run, fleet, client, app):
+    fleet(1)
+    task = client.submit(app.hold, "/never/there")
+    up(task)
+    for words in (["watch", task.id], ["send", task.id, "word"], ["cancel", task.id]):
+        done = run(*words, code=4, REVOLVE_SECRET="not the secret of these tests")
+        assert done.stderr.startswith(f"revolve {words[0]}: task {task.id} is signed with the key ")
+        assert done.stderr.count("\n") == 1
+    failed = client.submit(app.read, "/nowhere")
+    assert failed.exception(LONG)
+    eventually(client.buried, "it is buried")
+    assert run("retry", failed.id, code=1, REVOLVE_SECRET="not the secret of these tests").stderr.count("\n") == 1
+    assert client.buried(task_id=failed.id)
+    assert task.state == "running"
+    run("cancel", task.id)
+
+
 def test_no_queue_is_named(run):
     done = run("top", "--once", code=2, REVOLVE_URL="")
     assert done.stderr == ("revolve top: which queue? say --url, such as redis://localhost, or set REVOLVE_URL\n")
 
 
-def test_a_task_of_another_namespace_is_unknown(run, client, app, server):
+def test_a_task_of_another_namespace_is_unknown(run, client, app, server, tmp_path):
+    (tmp_path / "other").mkdir()  # where that one's events are
+    other = {"REVOLVE_URL": f"{server.url}?namespace=anothers", "REVOLVE_MESSENGER": f"file://{tmp_path}/other"}
     task = client.submit(app.work, 1)
     task.queued()
     for command in ("watch", "cancel", "stack"):
-        done = run(command, task.id, code=4, REVOLVE_URL=f"{server.url}?namespace=anothers")
+        done = run(command, task.id, code=4, **other)
         assert "it may be of another namespace" in done.stderr
     assert task.state == "pending"

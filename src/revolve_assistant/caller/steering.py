@@ -151,18 +151,24 @@ def _set_rule(desk: Desk, name: str | Callable[..., Any], **changes: Any) -> Rul
 
 def _purge(client: Any, desk: Desk, queue: str, buried: bool) -> int:
     remote = client._engine
-    removed = 0
+    removed = strange = 0
     while True:
         found = desk.ask(lambda each: each.purge(queue, buried=buried))
         if not found:
-            return removed
+            break
         removed += len(found)
         if not buried:
             for task in found:
-                remote.watches.tell(task, (frames.CANCELLED, "unstarted", []))
+                strange += not remote.watches.tell(task, (frames.CANCELLED, "unstarted", []))
             remote.start()
             remote.ring()
             _let_pass(client, remote)
+    if strange:
+        log.warning(
+            "%d of them were signed with another secret: who waits for those is not told, and may send them again",
+            strange,
+        )
+    return removed
 
 
 def _let_pass(client: Any, remote: Any) -> None:

@@ -13,7 +13,7 @@ from time import monotonic
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..errors import Unreachable, Unsupported, UsageError
+from ..errors import Unreachable, Unsupported, Untrusted, UsageError
 from ..event import ENDS, Event
 from .flags import Command, say
 
@@ -114,11 +114,11 @@ def ends(client: Client, task: Task[Any], seconds: float, *states: str) -> str:
 
 
 def unknown(task: Task[Any]) -> str:
-    """Why the task is one that nobody knows; "" if it is known."""
+    """Why the task is one that nobody knows, or that cannot be understood here; "" if it is known."""
     if task.state != "lost":
         return ""
     error = task.exception(timeout=0)
-    return str(error.args[0]) if isinstance(error, LookupError) and error.args else ""
+    return str(error.args[0]) if isinstance(error, (LookupError, Untrusted)) and error.args else ""
 
 
 def _refuse(task: Task[Any]) -> None:
