@@ -56,7 +56,7 @@ class Hearing:
         line.ready()
         hello = (script("hello"), 1, self._base, self.taker, self.seen)
         (info,) = line.exchange([("INFO", "server")])
-        self.run = _run_of(info)
+        self.run = run_of(info)
         line.send([("SUBSCRIBE", self._channel), ("ECHO", _MARK)])  # only an error answers the first one
         failure = None
         while (answer := line.take(time.monotonic() + self._place.timeout)) != _MARK:
@@ -178,7 +178,7 @@ def _parts(message: bytes) -> list[Any]:
     return parts
 
 
-def _run_of(info: Any) -> bytes:
+def run_of(info: Any) -> bytes:
     """Which run of which server it is."""
     if isinstance(info, ReplyError):
         return b""  # nobody tells us, so nobody is taken to be dead
