@@ -2,6 +2,7 @@
 
 REQUIRES = "redis"
 
+from .messenger import Messenger  # noqa: E402
 from .queue import Queue  # noqa: E402
 
-__all__ = ["Queue"]
+__all__ = ["Messenger", "Queue"]

@@ -65,7 +65,7 @@ MOST_BURIED = 10_000
 LARGEST = 64 << 20  # bytes of a body
 BATCH = 500  # tasks in one script
 LOAD = 4 << 20  # bytes of bodies in one script
-SLICE = 10.0  # seconds after which a waiting take asks again
+SLICE = 3.0  # seconds after which a waiting take asks again: somebody may have emptied the server
 LONGEST_DELAY = 10 * 365 * 86400.0  # seconds
 _STATES: tuple[EngineState, ...] = ("unknown", "queued", "running")
 

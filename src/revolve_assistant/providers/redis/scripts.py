@@ -1,4 +1,4 @@
-"""The scripts that change a queue on the server, each in one step; they stand in the folder `lua`."""
+"""The scripts that change a queue or a channel on the server, each in one step; they stand in the folder `lua`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ _FOLDER = Path(__file__).parent / "lua"
 
 @cache
 def script(name: str) -> Script:
-    """A script of that name, with what all share in front of it."""
-    shared = (_FOLDER / "shared.lua").read_text("utf-8")
-    return Script(shared + (_FOLDER / f"{name}.lua").read_text("utf-8"))
+    """A script of that name, with what all of its folder share in front of it."""
+    file = _FOLDER / f"{name}.lua"
+    return Script(file.with_name("shared.lua").read_text("utf-8") + file.read_text("utf-8"))

@@ -1,7 +1,6 @@
 -- ARGV: taker, lease, (id, token) …  Who lost a lease is passed over.
 local taker, expiry = ARGV[1], now + tonumber(ARGV[2])
-call('PEXPIRE', taker_of(taker), HOUR)
-call('ZADD', TAKERS, 'XX', now, taker)
+spoke(taker)
 load_rules()
 local ids, queues = {}, {}
 for i = 3, #ARGV, 2 do ids[#ids + 1] = ARGV[i] end

@@ -1,8 +1,7 @@
 -- ARGV: taker, keep buried for, at most so many buried, count of those done, (id, token) …, then of the others
 -- (id, token, "release" or "bury", delay, 1: counted, reason) …  Who lost a lease is passed over.
 local taker, keep, cap, count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-call('PEXPIRE', taker_of(taker), HOUR)
-call('ZADD', TAKERS, 'XX', now, taker)
+spoke(taker)
 load_rules()
 
 local freed = {} -- names with room again

@@ -57,6 +57,14 @@ local function keep_stamp()
   end
 end
 
+-- A taker has spoken, which is known for an hour. False: it is not known.
+local function spoke(taker)
+  if call('PEXPIRE', taker_of(taker), HOUR) == 0 then return false end
+  call('ZADD', TAKERS, now, taker)
+  call('PEXPIRE', TAKERS, HOUR)
+  return true
+end
+
 local function alive(taker) return call('PUBSUB', 'NUMSUB', ear_of(taker))[2] > 0 end
 
 -- ---- rules

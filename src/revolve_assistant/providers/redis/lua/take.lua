@@ -3,7 +3,7 @@
 -- With a limit of 0 it stops waiting.
 local taker, seen, limit, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local key = taker_of(taker)
-if call('PEXPIRE', key, HOUR) == 0 then return {-1} end
+if not spoke(taker) then return {-1} end
 local mine = call('HMGET', key, 'number', 'given', 'waits')
 if mine[3] then call('HDEL', key, 'waits') end
 
@@ -26,7 +26,6 @@ if tonumber(mine[1] or 0) > seen and mine[2] then
 end
 if limit == 0 then return {0, 0} end
 
-call('ZADD', TAKERS, now, taker)
 local queues, more = {}, {}
 for i = 7, #ARGV do
   local queue = ARGV[i]
@@ -65,7 +64,6 @@ if now >= look or look > now + 2 * LOOK then
   look = now + next
   call('HSET', STATE, 'look', string.format('%.0f', look))
   call('PEXPIRE', STATE, HOUR)
-  call('PEXPIRE', TAKERS, HOUR)
   local one = call('SRANDMEMBER', QUEUES)
   if one and call('EXISTS', ready_of(one), delayed_of(one), leased_of(one), names_of(one), buried_of(one)) == 0 then
     call('SREM', QUEUES, one) -- nothing is in it
