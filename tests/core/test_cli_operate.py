@@ -78,15 +78,6 @@ def place(server: Redis, tmp_path: Path) -> str:
     return f"{server.url}?namespace={tmp_path.name}"
 
 
-@pytest.fixture(autouse=True)
-def messenger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What carries events, of every client and worker here."""
-    (tmp_path / "messages").mkdir()
-    url = f"file://{tmp_path}/messages"
-    monkeypatch.setenv("REVOLVE_MESSENGER", url)
-    return url
-
-
 @pytest.fixture
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     (tmp_path / "fleet_app.py").write_text(APP)
@@ -97,13 +88,12 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.fixture
-def said(place: str, tmp_path: Path, messenger: str) -> dict[str, str]:
+def said(place: str, tmp_path: Path) -> dict[str, str]:
     """What the environment of every command says."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("REVOLVE_")}
     return {
         **kept,
         "REVOLVE_URL": place,
-        "REVOLVE_MESSENGER": messenger,
         "REVOLVE_SECRET": SECRET,
         "XDG_DATA_HOME": str(tmp_path),
     }
@@ -131,12 +121,11 @@ def run(said: dict[str, str], tmp_path: Path) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def fleet(revolve: Any, place: str, messenger: str, app: Any) -> Callable[..., list[Any]]:
+def fleet(revolve: Any, place: str, app: Any) -> Callable[..., list[Any]]:
     """Starts so many workers of two children each; they are ready."""
 
     def start(number: int = 2, *flags: str) -> list[Any]:
-        environment = {"REVOLVE_SECRET": SECRET, "REVOLVE_MESSENGER": messenger}
-        programs = [revolve("worker", place, "-c", "2", *flags, **environment) for _ in range(number)]
+        programs = [revolve("worker", place, "-c", "2", *flags, REVOLVE_SECRET=SECRET) for _ in range(number)]
         for each in programs:
             each.says("ready as")
         return programs
@@ -487,12 +476,10 @@ def test_no_queue_is_named(run):
     assert done.stderr == ("revolve top: which queue? say --url, such as redis://localhost, or set REVOLVE_URL\n")
 
 
-def test_a_task_of_another_namespace_is_unknown(run, client, app, server, tmp_path):
-    (tmp_path / "other").mkdir()  # where that one's events are
-    other = {"REVOLVE_URL": f"{server.url}?namespace=anothers", "REVOLVE_MESSENGER": f"file://{tmp_path}/other"}
+def test_a_task_of_another_namespace_is_unknown(run, client, app, server):
     task = client.submit(app.work, 1)
     task.queued()
     for command in ("watch", "cancel", "stack"):
-        done = run(command, task.id, code=4, **other)
+        done = run(command, task.id, code=4, REVOLVE_URL=f"{server.url}?namespace=anothers")
         assert "it may be of another namespace" in done.stderr
     assert task.state == "pending"

@@ -83,10 +83,8 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.fixture
 def said(server: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What the environment of every program here says."""
-    (tmp_path / "messages").mkdir()
     said = {
         "REVOLVE_URL": f"{server.url}?namespace={tmp_path.name}",
-        "REVOLVE_MESSENGER": f"file://{tmp_path}/messages",
         "REVOLVE_SECRET": SECRET,
         "XDG_DATA_HOME": str(tmp_path),
         "TERM": "xterm-256color",
