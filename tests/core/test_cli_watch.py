@@ -324,6 +324,27 @@ def test_ctrl_c_at_the_prompt_detaches(client, app, worker, screen):
     asks.cancel()
 
 
+def test_watching_outlives_the_server(app, said, screen, revolve, tmp_path, monkeypatch):
+    with Redis("--appendonly", "yes", "--appendfsync", "always") as server:
+        said = {**said, "REVOLVE_URL": server.url}
+        monkeypatch.setenv("REVOLVE_URL", server.url)
+        revolve("worker", "-c", "1", **said).says("ready as")
+        with Client() as client:
+            task = client.submit(app.steps, str(tmp_path), 2)
+            shown = screen("watch", task.id)
+            shown.shows("steps: waits 0\r\n")
+            server.kill()
+            go(tmp_path, 0)
+            shown.shows("trying again")
+            server.start()
+            shown.shows("steps: waits 1\r\n")
+            go(tmp_path, 1)
+            shown.shows("steps: succeeded: {'steps': 2}, after ")
+            assert shown.wait() == 0
+            assert [shown.text.count(f"waits {at}\r\n") for at in range(2)] == [1, 1]
+            assert task.result(LONG) == {"steps": 2}
+
+
 # ---------------------------------------------------------------- in a pipe
 
 
