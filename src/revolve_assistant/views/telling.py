@@ -34,7 +34,8 @@ class Telling:
         elif name in ("output", "error_output") and args:
             bars.line(str(args[0]), error=name == "error_output")
         elif name == "retrying" and len(args) > 1:
-            bars.line(f"{label}: again in {args[1]:.1f} s after {args[0]}", error=True)
+            when = f"in {args[1]:.1f} s " if args[1] else ""
+            bars.line(f"{label}: again {when}after {args[0]}", error=True)
         elif name in ENDS:
             self._ended(event, label)
         elif self._all and name != "started":
