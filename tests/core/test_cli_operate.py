@@ -200,16 +200,16 @@ def test_a_limit_of_one_at_once_holds_on_the_whole_fleet(run, fleet, client, app
 
 
 def test_a_rate_holds_on_the_whole_fleet(run, fleet, client, app):
-    assert run("limit", "fleet_app:work", "--rate", "5/0.5").stdout == "fleet_app:work: 5 in 0.5 s\n"
+    assert run("limit", "fleet_app:work", "--rate", "5/2").stdout == "fleet_app:work: 5 in 2 s\n"
     fleet(2)
     times = []
-    tasks = [client.submit(app.work, n) for n in range(15)]
+    tasks = [client.submit(app.work, n) for n in range(12)]
     for task in tasks:
         with task.events("started") as events:
             times.append(next(events).time)
         task.result(LONG)
     times.sort()
-    assert all(later - earlier > 0.3 for earlier, later in zip(times, times[5:], strict=False)), times
+    assert all(later - earlier > 1 for earlier, later in zip(times, times[5:], strict=False)), times
 
 
 def test_a_name_that_nobody_has_is_said_and_the_rule_is_set(run):
