@@ -197,9 +197,7 @@ def _retry(client: Any, desk: Desk, task_id: str) -> Task[Any]:
         raise Unreachable(f"{client._engine.place} has not taken task {task_id} again within {ACKNOWLEDGED:g} s")
     if job is not None and job.ended and job.run is None:  # nobody ran it: it was not taken
         task.result(ACKNOWLEDGED)
-    desk.ask(
-        lambda queue: queue.exhume(task_id)
-    )  # only now: whoever is killed in between leaves one too many, not none
+    desk.ask(lambda queue: queue.exhume(task_id))  # last: who is killed in between leaves two of it rather than none
     return task
 
 
