@@ -32,6 +32,7 @@ class Parcel:
 
     `owner` is opaque to the engine and handed back to the sink in every report. `attempt` counts from 1. The payload
     of a `chunk` is a list of argument tuples, each of which ends by itself: 1: each pickled alone, 2: all in one.
+    `headers` is the trace that the task belongs to, perhaps none yet (empty); None: its run is not traced.
     The slots below the line belong to the engine that holds the parcel, and to nobody else.
     """
 
@@ -40,6 +41,7 @@ class Parcel:
         "body",
         "chunk",
         "delay",
+        "headers",
         "id",
         "options",
         "owner",
@@ -63,6 +65,7 @@ class Parcel:
         delay: float = 0.0,
         attempt: int = 1,
         chunk: int = 0,
+        headers: dict[str, str] | None = None,
     ) -> None:
         self.id = id
         self.work: Any = work  # wire.carry.Work
@@ -74,6 +77,7 @@ class Parcel:
         self.delay = delay
         self.attempt = attempt
         self.chunk = chunk
+        self.headers = headers
         self._: Any = None
 
     def __repr__(self) -> str:
