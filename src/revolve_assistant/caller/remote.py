@@ -450,6 +450,7 @@ class Remote:
             envelope.terms_of(parcel.options),
             [bytes(buffer.raw()) for buffer in work.buffers or ()],
             list(self.inbox.reads),
+            headers=parcel.headers or {},
         )
         sealed = self.keys.seal(
             Purpose.TASK,

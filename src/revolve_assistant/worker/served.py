@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from .. import telemetry
 from ..engine import Answer, Lease, Parcel
 from ..errors import UsageError
 from ..pool.reports import (
@@ -95,7 +96,8 @@ class Served(Held):
         payload = pickle.dumps(((lease.name, target, lease.body), {}), 5)
         self.lease = lease._replace(body=b"")
         kind = Carried if worker.live else Work
-        self.parcel = Parcel(lease.id, work=kind(function, payload), owner=self)
+        headers: dict[str, str] | None = {} if telemetry.tracer is not None else None
+        self.parcel = Parcel(lease.id, work=kind(function, payload), owner=self, headers=headers)
 
     def take(self, report: tuple[Any, ...]) -> None:
         kind = report[1]
