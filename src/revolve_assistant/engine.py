@@ -4,8 +4,11 @@
        Client ──Parcel──▶ Queue ──Lease──▶ Worker ──Parcel──▶ local Engine
                             ◀──Outcome──
 
-A Queue sees `Parcel.id`, `queue`, `priority`, `delay` and `body` (bytes) and nothing else of a task. Local engines
-see the carried or live callable in `Parcel.work` and report to the sink whose object they were given.
+A Queue sees `Parcel.id`, `queue`, `priority`, `delay`, `name`, `unique` and `body` (bytes), and nothing else of a task.
+Local engines see the carried or live callable in `Parcel.work` and report to the sink whose object they were given.
+
+A Queue with the trait `manages` can also be looked into and steered: counts, buried tasks, rules for one function on
+the whole fleet (pause, limits), plans (tasks that are submitted at their times, once each).
 
 A Queue with the trait `foreign` also carries plain calls, unsigned and without a pickle, from and to other programs:
 
@@ -43,10 +46,12 @@ class Parcel:
         "delay",
         "headers",
         "id",
+        "name",
         "options",
         "owner",
         "priority",
         "queue",
+        "unique",
         "work",
         # --- the engine's own bookkeeping
         "_",
@@ -65,9 +70,13 @@ class Parcel:
         delay: float = 0.0,
         attempt: int = 1,
         chunk: int = 0,
+        name: str = "",
+        unique: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
         self.id = id
+        self.name = name  # of the function, as rules know it
+        self.unique = unique  # the key that only one task of the queue may hold
         self.work: Any = work  # wire.carry.Work
         self.body = body
         self.options = options
@@ -109,8 +118,12 @@ class Engine(ABC):
         """End a call that waits in another thread. Callable from any thread."""
 
     @abstractmethod
-    def submit(self, parcels: Sequence[Parcel], sink: Sink) -> None:
-        """Take the parcels. Returns once they are safe with the engine; raises `Unreachable`, `Overloaded`."""
+    def submit(self, parcels: Sequence[Parcel], sink: Sink) -> Mapping[str, str] | None:
+        """Take the parcels. Returns once they are safe with the engine; raises `Unreachable`, `Overloaded`.
+
+        A Queue with the trait `manages` returns which parcels it did not take because another task holds their
+        `unique` key: their ids, and that task's. A key is held until its task is done, buried or cancelled.
+        """
 
     @abstractmethod
     def state(self, ids: Iterable[str]) -> Mapping[str, EngineState]:
@@ -158,6 +171,64 @@ class Answer(msgspec.Struct, frozen=True):
     total: int = 0
 
 
+class Count(NamedTuple):
+    """How many tasks of one named queue are where.
+
+    `pending` can be taken now, `delayed` later, `blocked` are kept back by a rule, `leased` are taken, `buried` came to
+    a bad end. `oldest`: seconds that the longest waiting one of the pending has waited, 0.0: none waits.
+    """
+
+    queue: str
+    pending: int = 0
+    delayed: int = 0
+    blocked: int = 0
+    leased: int = 0
+    buried: int = 0
+    oldest: float = 0.0
+
+
+class Buried(NamedTuple):
+    """A task that was settled as `bury`: no worker gets it. `when` is the Unix time of that."""
+
+    id: str
+    body: bytes
+    queue: str
+    deliveries: int
+    reason: str
+    name: str = ""
+    when: float = 0.0
+
+
+class Rule(NamedTuple):
+    """What holds for the tasks of one function in the whole namespace, whatever workers there are.
+
+    `paused`: none is taken. `concurrency`: at most so many are taken at once. `rate`: at most so many are taken in any
+    `per` seconds. None: no limit.
+    """
+
+    name: str
+    paused: bool = False
+    concurrency: int | None = None
+    rate: int | None = None
+    per: float = 1.0
+
+
+class Plan(NamedTuple):
+    """A task to be submitted again and again. `spec` is opaque to the queue, `due` the Unix time of its next one."""
+
+    key: str
+    spec: bytes
+    due: float
+
+
+class Overdue(NamedTuple):
+    """The plans that are due, and when (Unix seconds) to look again at the latest; all by the queue's clock."""
+
+    now: float
+    plans: Sequence[Plan]
+    next: float
+
+
 class Queue(Engine):
     """An Engine that holds tasks for our own workers. One thread calls it."""
 
@@ -175,6 +246,72 @@ class Queue(Engine):
     @abstractmethod
     def settle(self, outcomes: Sequence[tuple[Lease, Outcome]]) -> None:
         """Settle the leases. One that was lost meanwhile (fenced) is passed over silently."""
+
+    # --- with the trait `manages`: from any thread of the same process, one at a time; `open` first
+
+    def counts(self) -> Sequence[Count]:
+        """What every named queue of the namespace holds, empty ones left out."""
+        raise _no_managing(self)
+
+    def buried(self, *, limit: int = 100) -> Sequence[Buried]:
+        """Buried tasks, the latest first. They are kept for a time and up to a number that the provider says."""
+        raise _no_managing(self)
+
+    def exhume(self, task_id: str) -> Buried | None:
+        """Take out of the queue a task that nobody has taken (pending, delayed, blocked), or a buried one.
+
+        None: it is not there, or a worker has it. `reason` is empty of one that is not buried. Nobody is told: the
+        caller is to.
+        """
+        raise _no_managing(self)
+
+    def purge(self, queue: str, *, buried: bool = False, limit: int = 1000) -> Sequence[Buried]:
+        """Take out the tasks of a queue that nobody has taken, or its buried ones: up to `limit`; none: there are none.
+
+        As `exhume`: nobody is told.
+        """
+        raise _no_managing(self)
+
+    def rules(self) -> Sequence[Rule]:
+        """The rules that are set."""
+        raise _no_managing(self)
+
+    def set_rule(self, name: str, **changes: Any) -> Rule:
+        """Change what holds for a function (fields of `Rule`) at once for all takers; what results."""
+        raise _no_managing(self)
+
+    def plans(self) -> Sequence[Plan]:
+        """All plans, by their keys."""
+        raise _no_managing(self)
+
+    def plan(self, key: str, spec: bytes, due: float) -> None:
+        """Set or replace a plan."""
+        raise _no_managing(self)
+
+    def unplan(self, key: str) -> bool:
+        """Remove a plan; False: there was none."""
+        raise _no_managing(self)
+
+    def overdue(self) -> Overdue:
+        """The plans that are due now."""
+        raise _no_managing(self)
+
+    def fire(self, plan: Plan, next: float, parcel: Parcel | None) -> bool:
+        """Submit the parcel (None: nothing) and set the plan's next time, as one step; False: somebody else has.
+
+        Exactly one of several that fire the same plan at the same `due` does it. A parcel whose `unique` key is held is
+        not submitted, and its time is passed over.
+        """
+        raise _no_managing(self)
+
+    def introduce(self, worker: str, about: bytes) -> None:
+        """Say who takes here, for `workers`. It is known from then on until this object is closed, or for the time of a
+        lease after it last took, extended or settled."""
+        raise _no_managing(self)
+
+    def workers(self) -> Mapping[str, bytes]:
+        """Who takes here now, and what each says of itself."""
+        raise _no_managing(self)
 
     # --- with the trait `foreign`
 
@@ -204,6 +341,11 @@ class Queue(Engine):
         """Send them, in their order; returns once the servers have the last ones of each lease. What concerns a lease
         that was lost meanwhile is passed over silently."""
         raise _no_foreign(self)
+
+
+def _no_managing(queue: Queue) -> Unsupported:
+    name = type(queue).__module__.removeprefix("revolve_assistant.providers.").partition(".")[0]
+    return Unsupported(f"{name} cannot be looked into or steered like that: redis and sqlite can")
 
 
 def _no_foreign(queue: Queue) -> Unsupported:

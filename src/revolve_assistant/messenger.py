@@ -71,7 +71,8 @@ class Messenger(ABC):
     def keep(self, channels: Iterable[str], *, seconds: float, cap: int) -> None:
         """Create the channels, or renew them: kept at least `seconds` from now, at most `cap` bytes each.
 
-        Past the cap the oldest messages go first.
+        Where the carrier can, a later call with fewer seconds shortens the time. Past the cap the oldest messages go
+        first; the newest stays, whatever its size.
         """
 
     @abstractmethod

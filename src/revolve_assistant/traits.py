@@ -38,6 +38,8 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True):
     """Holds a task back until its delay is over."""
     priorities: bool = False
     """Takes higher priorities first."""
+    manages: bool = False
+    """Can be looked into and steered: counts, buried tasks, rules for a function, plans, who takes."""
     local: bool = False
     """Runs in or under this process, and reports to the sink."""
     foreign: bool = False

@@ -85,13 +85,15 @@ def test_one_store_a_name() -> None:
     assert other.read({"a": b""}, limit=1, wait=5).lost == {"a"}
 
 
-def test_expiry_counts_from_the_latest_keep_and_never_shortens(messenger: Messenger, clock: Clock) -> None:
-    messenger.keep(["a", "b"], seconds=10, cap=100)
+def test_expiry_counts_from_the_latest_keep(messenger: Messenger, clock: Clock) -> None:
+    messenger.keep(["a", "b", "c"], seconds=10, cap=100)
     messenger.write([("a", b"x")])
     clock.now += 9
     messenger.keep(["a"], seconds=10, cap=100)
-    messenger.keep(["a"], seconds=1, cap=100)
-    clock.now += 9
+    messenger.keep(["c"], seconds=0.5, cap=100)
+    clock.now += 0.75
+    assert messenger.read({"c": b""}, limit=1, wait=0).lost == {"c"}
+    clock.now += 8.25
     assert frames(messenger) == [b"x"]
     assert messenger.read({"b": b""}, limit=1, wait=0).lost == {"b"}
     clock.now += 1

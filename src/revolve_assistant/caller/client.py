@@ -87,6 +87,7 @@ class Client(concurrent.futures.Executor):
         self._tasks: dict[str, Task[Any]] = {}
         self._uniques: dict[str, Task[Any]] = {}
         self._heavy: dict[str, Task[Any]] = {}
+        self._pinned: dict[str, Task[Any]] = {}  # attached ones that somebody listens to
         self._maps: set[Any] = set()
         self._known: weakref.WeakValueDictionary[str, Task[Any]] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
@@ -391,14 +392,17 @@ class Client(concurrent.futures.Executor):
                 self._listeners_version += 1
 
     def attach(self, task_id: str) -> Task[Any]:
-        """The task with this id: its whole buffered history, then live. Never blocks; an unknown id ends as
-        `LookupError`."""
+        """The task with this id: its whole history, then live. Never blocks.
+
+        On a queue it may be the task of any client with the same secret, and be stopped and spoken to from here as
+        well. An unknown id ends as `LookupError`. Raises `Unsupported` where the messenger keeps no history.
+        """
         known = self._tasks.get(task_id) or self._known.get(task_id) or _find(task_id)
         if known is not None:
             return known
-        from .task import missing
+        from .attached import attach
 
-        return missing(self, task_id)
+        return attach(self, task_id)
 
     def group(self, tasks: Iterable[Task[Any]]) -> Task[list[Any]]:
         """One task for many: its progress is theirs, its result the ordered list of theirs.
@@ -473,7 +477,7 @@ class Client(concurrent.futures.Executor):
             self._closed = True
         self._finalizer.detach()
         self._engine.close()
-        for task in list(self._tasks.values()):
+        for task in [*self._tasks.values(), *[each for each in list(self._known.values()) if each._end is None]]:
             task._close("the client was closed before the task ended")
             if self._remote and self._engine.lets_go:
                 task._disarm()  # it goes on where it is: no failure that somebody has to hear of
@@ -536,6 +540,7 @@ class Client(concurrent.futures.Executor):
         self._lock = threading.Lock()
         self._prefix = os.urandom(10).hex()
         self._tasks, self._uniques, self._heavy, self._maps, self._drained = {}, {}, {}, set(), []
+        self._pinned = {}
         self._dispatcher.after_fork()
         if hasattr(self._engine, "after_fork"):
             self._engine.after_fork()

@@ -252,7 +252,7 @@ class DrivenClient(Client):
         if box.fresh:
             return -1  # the sender has to make it first
         try:
-            return int(engine.take(box, wait))
+            return int(engine.take_all(wait) if box is engine.main else engine.take(box, wait))
         except ProviderError as error:
             engine.lost_touch(error)
             return -1

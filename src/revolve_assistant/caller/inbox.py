@@ -52,10 +52,15 @@ class RemoteJob:
     __slots__ = (
         "acknowledged",
         "asked",
+        "attached",
         "control",
         "ended",
         "fenced",
+        "follows",
         "heard",
+        "history",
+        "key",
+        "log",
         "messages",
         "next",
         "others",
@@ -73,7 +78,12 @@ class RemoteJob:
 
     def __init__(self, parcel: Parcel, sink: Sink) -> None:
         self.parcel = parcel
+        self.key = parcel.id  # what its caller calls it; the parcel's id is that of the task that it follows
         self.sink = sink
+        self.attached = False  # somebody else submitted it
+        self.history = 0.0  # seconds that its log is kept after its end; 0: it has none
+        self.log: Any = None  # the `Watch` that reads its log
+        self.follows = ""  # the task that it is in truth
         self.acknowledged = False  # the queue has it
         self.run: bytes | None = None  # the execution that is heard
         self.next = 1  # number of its next event
@@ -174,6 +184,8 @@ class Inbox:
             if kind == wire.STARTED:
                 job.started = True
                 job.control = record[3]
+                if len(record) > 4 and not job.parcel.name:
+                    job.parcel.name = record[4]
                 out.append((job.sink, (job.parcel, REPORT_STARTED, record[1], record[2])))
                 self._begun(job)
             elif kind in wire.ENDS:
@@ -247,6 +259,21 @@ class Inbox:
             if record[0] == wire.REFUSED and not job.started:
                 job.ended = True
                 out.append((job.sink, (job.parcel, REPORT_RAISED, Untrusted(record[1]))))
+            elif record[0] == wire.FOLLOWS and job.log is not None and not job.started:
+                job.follows = record[1]
+            elif record[0] == EVENT or record[0] == PACKED or record[0] == PROGRESS:
+                self._outside(job, record, out)
+            elif record[0] in wire.ENDS:
+                job.ended = True
+                out.append((job.sink, self._end(job, record)))
+
+    @staticmethod
+    def _outside(job: RemoteJob, record: list[Any], out: list[Any]) -> None:
+        """An event that a program outside of any run says (`revolve emit`): they come in the order of the log."""
+        if not job.started:
+            job.started = True
+            out.append((job.sink, (job.parcel, REPORT_STARTED, "", record[3])))
+        out.append((job.sink, (job.parcel, REPORT_EVENTS, [record], _size([record]))))
 
     @staticmethod
     def _local(job: RemoteJob, name: str, args: tuple[Any, ...], out: list[Any]) -> None:

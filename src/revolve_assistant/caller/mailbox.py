@@ -1,14 +1,17 @@
-"""One client's inbox on one messenger: kept, read, checked, put together; what comes out are frames of events."""
+"""A channel that a client reads: its inbox, or the log of one task. Read, checked, put together: frames of events.
+
+An inbox is this client's alone: kept by it, and what was read is forgotten. A log (`TaskLog`) is there for everybody.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
 from ..errors import ProviderError, Untrusted
-from ..messenger import Messenger
+from ..messenger import Message, Messenger
 from ..wire import frames as wire
 from ..wire.seal import Keyring, Purpose
 
@@ -70,23 +73,33 @@ class Mailbox:
 
         One that is gone, with what was in it, is `fresh` afterwards: to be kept anew.
         """
-        messenger, channel = self.messenger, self.channel
-        batch = messenger.read({channel: self._cursor}, limit=READ, wait=min(wait, messenger.traits.max_wait))
+        (_, found, count), *_ = read_together(self.messenger, [self], wait)
+        return found, count
+
+    def take(self, messages: list[Message], lost: bool) -> list[tuple[str, list[Any]]]:
+        """`(sender, frames)` of messages that were read from it."""
         found: list[tuple[str, list[Any]]] = []
-        for message in batch.messages:
+        for message in messages:
             opened = self._open(message.frame)
             if opened is not None:
                 found.append(opened)
-        if batch.messages:
-            self._cursor = batch.messages[-1].cursor
-            try:
-                messenger.forget(channel, self._cursor)
-            except ProviderError as error:  # the next read says so; what was read counts all the same
-                log.debug("what was read stays in the inbox: %s", error)
-        if channel in batch.lost and not self.fresh:
+        if messages:
+            self._cursor = messages[-1].cursor
+            self._taken()
+        if lost:
+            self._lost()
+        return found
+
+    def _taken(self) -> None:
+        try:
+            self.messenger.forget(self.channel, self._cursor)
+        except ProviderError as error:  # the next read says so; what was read counts all the same
+            log.debug("what was read stays in the inbox: %s", error)
+
+    def _lost(self) -> None:
+        if not self.fresh:
             self.fresh = True
             log.warning("%s lost the events that waited for this client", self.name)
-        return found, len(batch.messages)
 
     def _open(self, data: bytes) -> tuple[str, list[Any]] | None:
         try:
@@ -108,3 +121,56 @@ class Mailbox:
             self.messenger.forget(self.channel)
         except ProviderError as error:
             log.debug("the inbox stays until it expires: %s", error)
+
+
+class TaskLog(Mailbox):
+    """The log of one task, which others keep and read as well; from its start."""
+
+    def __init__(
+        self,
+        messenger: Messenger,
+        task_id: str,
+        keys: Keyring,
+        namespace: str,
+        distrusted: Callable[[Untrusted], None],
+    ) -> None:
+        super().__init__(messenger, wire.log_of(task_id), keys, namespace, distrusted)
+        self.fresh = False
+        self.gone = False
+        self.missed = 0.0  # when it was found to be gone, monotonic seconds
+        self.drained = 0.0  # when it was last read to its end, monotonic seconds
+        self.heard = False  # anything at all
+
+    def _taken(self) -> None:
+        self.heard = True
+
+    def _lost(self) -> None:
+        self.gone = True
+        self.missed = monotonic()
+
+
+def read_together(
+    messenger: Messenger, boxes: Sequence[Mailbox], wait: float
+) -> list[tuple[Mailbox, list[tuple[str, list[Any]]], int]]:
+    """One read for all boxes of a messenger: (box, what came for it, how many messages). Raises `Unreachable`."""
+    asked = monotonic()
+    batch = messenger.read(
+        {box.channel: box._cursor for box in boxes}, limit=READ, wait=min(wait, messenger.traits.max_wait)
+    )
+    if len(boxes) == 1:
+        box = boxes[0]
+        found = box.take(list(batch.messages), box.channel in batch.lost)
+        if not batch.messages and type(box) is TaskLog:
+            box.drained = asked
+        return [(box, found, len(batch.messages))]
+    sorted_: dict[str, list[Message]] = {}
+    for message in batch.messages:
+        sorted_.setdefault(message.channel, []).append(message)
+    result = []
+    for box in boxes:
+        mine = sorted_.get(box.channel)
+        if mine or box.channel in batch.lost:
+            result.append((box, box.take(mine or [], box.channel in batch.lost), len(mine or ())))
+        if len(batch.messages) < READ and not mine and type(box) is TaskLog:
+            box.drained = asked
+    return result

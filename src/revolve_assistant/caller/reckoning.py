@@ -3,6 +3,7 @@
     unheard for a while, or a server was away
         └▶ Queue.state: queued, running ─▶ fine
                         unknown ─▶ read the inbox to its end ─▶ heard of it: fine
+                                       ├▶ it has a log of its own ─▶ that is read to its end as well
                                        ├▶ it never started ─▶ sent again (the same id), at most 3 times
                                        └▶ its worker is asked ─▶ has it: fine;  silence ─▶ lost
 
@@ -31,6 +32,7 @@ QUIET = 10.0  # seconds without an event after which a task is asked about
 AGAIN = 1.0  # seconds between two looks while something is suspicious
 ANSWER = 5.0  # seconds that a worker has to say that it has a task
 LONELY = 5.0  # seconds without any worker after which that is said
+ORPHAN = 60.0  # seconds that somebody else's task may be nowhere but in its empty log
 DISTRUST = 2.0  # seconds that tasks wait for a worker with the right key once one with another key answered
 LOOK_AT = 500  # tasks asked about at once
 RESEND = 3
@@ -43,18 +45,21 @@ class Reckoning:
         self._remote = remote
         self._next = 0.0  # when to look again, monotonic seconds
         self._drained = 0.0  # since when the inbox is known to be read to its end
-        self._doubts: dict[str, float] = {}  # task id -> since when the queue does not know it
-        self._suspects: deque[str] = deque()  # tasks to be asked about though they were heard of just now
+        self._doubts: dict[RemoteJob, float] = {}  # since when the queue does not know it
+        self._suspects: deque[RemoteJob] = deque()  # tasks to be asked about though they were heard of just now
         self._distrusted: tuple[float, str] | None = None
         self._lonely = False
         self._began = 0.0
+
+    def _everyone(self) -> list[RemoteJob]:
+        return [*list(self._remote.jobs.values()), *list(self._remote.watches.jobs.values())]
 
     # --- told by the threads
 
     def suspect(self) -> None:
         """A server was away, so anything may have been lost: ask about every task soon."""
         if not self._suspects:
-            self._suspects.extend(list(self._remote.jobs))
+            self._suspects.extend(self._everyone())
         self._next = min(self._next, monotonic() + AGAIN)
 
     def read(self, now: float, count: int) -> None:
@@ -78,12 +83,12 @@ class Reckoning:
     def look(self, now: float) -> float:
         """Look after what is due; returns when to come again (monotonic seconds)."""
         remote = self._remote
-        if not remote.jobs:
+        if not remote.jobs and not remote.watches.jobs:
             self._began = 0.0
             return now + QUIET
         self._began = self._began or now
         due = now + QUIET
-        if not remote.worker_seen and not self._lonely:
+        if remote.jobs and not remote.worker_seen and not self._lonely:
             if now - self._began >= LONELY:
                 self._lonely = True
                 log.warning(
@@ -115,41 +120,45 @@ class Reckoning:
         states = remote.queue.state([job.parcel.id for job in about])
         asked = monotonic()
         for job in about:
-            id = job.parcel.id
-            if states.get(id, "unknown") != "unknown":
-                doubts.pop(id, None)
+            if states.get(job.parcel.id, "unknown") != "unknown":
+                doubts.pop(job, None)
                 job.asked = 0.0
                 job.heard = max(job.heard, now - QUIET / 2)  # not the same ones at every look
                 continue
-            since = doubts.setdefault(id, asked)
+            since = doubts.setdefault(job, asked)
             if asked - since < AGAIN or self._drained < since:
                 remote.messenger.wake()  # so that the inbox is read to its end
                 continue
             if job.heard > since or job.ended:
-                doubts.pop(id, None)
+                doubts.pop(job, None)
+                continue
+            if job.history and job.log is None:  # what its inbox lost may be there
+                remote.watches.open(job)
+                remote.reader_ring()
+                continue
+            if job.log is not None and not job.log.box.gone and job.log.box.drained < since:
+                remote.messenger.wake()
                 continue
             self._decide(job, asked)
-        for id in [id for id in doubts if id not in remote.jobs]:
-            del doubts[id]
+        for job in [job for job in doubts if job.ended]:
+            del doubts[job]
         return bool(doubts or self._suspects)
 
     def _unheard(self, now: float) -> list[RemoteJob]:
         """The tasks to ask about now: in doubt, suspected, or quiet for long."""
-        jobs = self._remote.jobs
-        ids = list(self._doubts)[:LOOK_AT]
-        while self._suspects and len(ids) < LOOK_AT:
-            ids.append(self._suspects.popleft())
-        chosen = {id: jobs[id] for id in ids if id in jobs}
+        chosen = dict.fromkeys(list(self._doubts)[:LOOK_AT])
+        while self._suspects and len(chosen) < LOOK_AT:
+            chosen[self._suspects.popleft()] = None
         if len(chosen) < LOOK_AT:
-            for job in list(jobs.values()):
+            for job in self._everyone():
                 if now - job.heard >= QUIET and len(chosen) < LOOK_AT:
-                    chosen[job.parcel.id] = job
-        return [job for job in chosen.values() if job.acknowledged and not job.ended]
+                    chosen[job] = None
+        return [job for job in chosen if job.acknowledged and not job.ended]
 
     def _decide(self, job: RemoteJob, now: float) -> None:
         """Neither the queue nor the inbox knows of it."""
         remote = self._remote
-        if job.started and not job.over:
+        if job.started and not job.over and (job.control or not job.attached):
             if not job.asked:
                 job.asked = now
                 remote.say(job, control.ALIVE)
@@ -161,11 +170,25 @@ class Reckoning:
             else:
                 text = f"task {job.parcel.id}: neither {remote.place} nor its worker has it any more"
                 remote.end(job, REPORT_LOST, TaskLost(text))
+        elif job.attached:
+            self._wait_on(job, now)
+            return
         elif job.resent < RESEND and not job.stopping:
             job.resent += 1
             job.acknowledged = False
             log.warning("task %s is not in %s any more: sent again", job.parcel.id, remote.place)
-            remote.send_again(job)
+            remote.outbox.jobs.append(job)
         else:
             remote.end(job, REPORT_LOST, TaskLost(f"task {job.parcel.id} is not in {remote.place} any more"))
-        self._doubts.pop(job.parcel.id, None)
+        self._doubts.pop(job, None)
+
+    def _wait_on(self, job: RemoteJob, now: float) -> None:
+        """Somebody else's task that no queue knows, and that never said that a worker has it.
+
+        Whoever submitted it sends it again if it was lost, and a program outside of any queue may be silent as long as
+        it likes: its log says when it is over.
+        """
+        if job.log is None or (not job.started and not job.log.box.heard and now - job.heard > ORPHAN):
+            text = f"task {job.parcel.id} is not in {self._remote.place} any more"
+            self._remote.end(job, REPORT_LOST, TaskLost(text))
+        self._doubts.pop(job, None)

@@ -3,6 +3,7 @@
     submit ──▶ outbox ══▶ Queue.submit ┄┄▶ worker                     "revolve-sender": everything that goes out
     send, cancel, ask ══▶ Messenger.write ┄┄▶ its control channel
     sink ◀── Inbox.take ◀══ Messenger.read ◀┄┄ one inbox for all tasks   "revolve-reader": everything that comes in
+                                           ◀┄┄ logs of tasks that are watched (`watching`)
 
 `submit` does no I/O. What cannot be sent now waits, up to `max_pending`, and is sent when the server is back. The
 sender also minds what nobody else can: that the inbox is kept, that some worker is there, that no task was lost with
@@ -14,22 +15,22 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
 from ..engine import EngineState, Parcel, Sink
-from ..errors import NotCarriable, Overloaded, ProviderError, Unreachable, Unsupported, Untrusted, UsageError
-from ..pool.reports import REPORT_CANCELLED, REPORT_RAISED
+from ..errors import Overloaded, ProviderError, Unreachable, Unsupported, Untrusted
 from ..pool.threads import OurThread
-from ..wire import control, envelope
+from ..wire import control
 from ..wire import frames as wire
 from ..wire.seal import Purpose
 from .foreign import Call, Calls, Foreign
 from .inbox import Inbox, RemoteJob
-from .mailbox import Mailbox
+from .mailbox import Mailbox, read_together
+from .outbox import Outbox
 from .reckoning import Reckoning
+from .watching import Watches
 
 if TYPE_CHECKING:
     from ..providers.carriers import Carriers
@@ -37,11 +38,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("revolve_assistant")
 
 MAX_PENDING = 100_000
-BATCH = 500  # tasks handed to the queue at once
-EXPIRY = 7 * 86400.0  # seconds after which nobody runs a task any more
 PAUSES = (0.05, 5.0)  # seconds between attempts to reach a server: first, most
 LINGER = 1.0  # seconds after the last task during which the inbox is still read
-RETRY_CANCEL = 0.5  # seconds between attempts to take a task back that its worker is just giving back
+HISTORY = 86400.0  # seconds that a task's log is kept after its end, unless it is said
 FLUSH = 5.0  # seconds that `close` waits for what was submitted
 
 
@@ -76,7 +75,8 @@ class Remote:
         self.inbox_name = f"i.{os.urandom(16).hex()}"
         self.jobs: dict[str, RemoteJob] = {}
         self.pump = _Turn(self)
-        self.inbox = Inbox(self.jobs, self._begun)
+        self.inbox = Inbox(self.jobs, self.begun)
+        self.watches = Watches(self)
         self.sources: dict[Mailbox, str] = {}  # further mailboxes, and the messengers' addresses
         self.reckoning = Reckoning(self)
         self.calls = Calls(self)
@@ -88,13 +88,10 @@ class Remote:
         self._lock = threading.Lock()
         self._bell = threading.Condition(self._lock)  # of the sender
         self._work = threading.Condition(self._lock)  # of the reader
-        self._outbox: deque[RemoteJob] = deque()
-        self._words: deque[tuple[str, bytes]] = deque()  # control messages
-        self._cancels: deque[RemoteJob] = deque()
-        self._missed: list[RemoteJob] = []  # to be taken back between two attempts, and not there just then
-        self._missed_next = 0.0
+        self.outbox = Outbox(self)
         self._stacks: dict[str, list[Any]] = {}
         self._sleeping = False
+        self._news = False  # somebody rang while the sender was busy
         self._closing = False
         self.main = self.mailbox(self.messenger)
         self._warned: set[str] = set()
@@ -116,34 +113,59 @@ class Remote:
             if parcel.work.shares:
                 raise Unsupported("client.share() goes with worker processes of this machine: pass the value itself")
             job = parcel._ = RemoteJob(parcel, sink)
+            job.history = self._history(parcel.options)
             jobs.append(job)
-        if len(self._outbox) + len(jobs) > self.max_pending:
+        if len(self.outbox.jobs) + len(jobs) > self.max_pending:
             raise Overloaded(
-                f"{len(self._outbox):,} tasks wait for {self.place} to acknowledge them: wait with queued()"
+                f"{len(self.outbox.jobs):,} tasks wait for {self.place} to acknowledge them: wait with queued()"
             )
         for job in jobs:
             self.jobs[job.parcel.id] = job
-        self._outbox.extend(jobs)
+        self.outbox.jobs.extend(jobs)
         if self.sender is None:
             self.start()
         if self._sleeping:
             with self._lock:
                 self._bell.notify()
 
+    def attach(self, parcel: Parcel, sink: Sink) -> bool:
+        """Hear a task that somebody else submitted; no I/O. False: no task can be called that. Raises `Unsupported`."""
+        if self._closing:
+            raise Unreachable("the client is closed")
+        return self.watches.attach(parcel, sink)
+
+    def detach(self, parcel: Parcel) -> None:
+        """Nobody here is interested in it any more. From any thread, the collector's included."""
+        self.watches.detach(parcel)
+
+    def _history(self, options: Any) -> float:
+        """Seconds that a task's log is kept after its end."""
+        wish = options.history if options is not None else None
+        if wish is False:
+            return 0.0
+        if not self.messenger.traits.replays:
+            if wish:
+                raise Unsupported(f"{self.main.name} keeps no history: leave history= out, or take another messenger")
+            return 0.0
+        return HISTORY if wish is None or wish is True else float(wish)
+
+    def _job(self, task_id: str) -> RemoteJob | None:
+        return self.jobs.get(task_id) or self.watches.jobs.get(task_id)
+
     def state(self, ids: Iterable[str]) -> Mapping[str, EngineState]:
         found: dict[str, EngineState] = {}
         for id in ids:
-            job = self.jobs.get(id)
+            job = self._job(id)
             found[id] = "unknown" if job is None else "running" if job.started else "queued"
         return found
 
     def cancel(self, task_id: str) -> bool:
         """Take an untaken task back, or tell the worker that has it; returns at once."""
-        job = self.jobs.get(task_id)
+        job = self._job(task_id)
         if job is None or job.ended:
             return self.calls.cancel(task_id)
         job.stopping = True
-        self._cancels.append(job)
+        self.outbox.cancels.append(job)
         self.ring()
         return True
 
@@ -228,8 +250,9 @@ class Remote:
     # --- shared by the threads
 
     def ring(self) -> None:
-        """Have the sender look at what there is to send."""
+        """Have the sender look at what there is to do."""
         with self._lock:
+            self._news = True
             self._bell.notify()
 
     def say(self, job: RemoteJob, kind: int, *more: Any) -> None:
@@ -238,8 +261,7 @@ class Remote:
             return
         message = control.encode(self.inbox_name, kind, job.parcel.id, job.run or b"", *more)
         sealed = self.keys.seal(Purpose.CONTROL, f"{self.namespace}/{job.control}", message, expires=time() + 3600)
-        self._words.append((job.control, sealed))
-        self.ring()
+        self.post(job.control, sealed)
 
     def report(self, reports: list[tuple[Sink, tuple[Any, ...]]]) -> None:
         """Hand reports to their sinks; what has ended is forgotten."""
@@ -248,7 +270,11 @@ class Remote:
         for sink, report in reports:
             job = report[0]._
             if job is not None and job.ended:
-                self.jobs.pop(report[0].id, None)
+                self.jobs.pop(job.key, None)
+                if job.log is not None or job.attached:
+                    self.watches.forget(job)
+                if job.parcel.unique is not None and not job.attached:
+                    self.outbox.freed(job.key)
                 if job.wakes:
                     self.acknowledge([job])
             if sink is not last:
@@ -280,6 +306,30 @@ class Remote:
             log.warning("%s answers again", self.place)
             self.away_since = 0.0
             self.trouble = None
+
+    def known_to_queue(self, task_id: str) -> bool:
+        """Asks it. On the sender's thread."""
+        return self.queue.state([task_id]).get(task_id, "unknown") != "unknown"
+
+    def post(self, channel: str, sealed: bytes) -> None:
+        """Have a message written."""
+        self.outbox.words.append((channel, sealed))
+        self.ring()
+
+    def reader_ring(self) -> None:
+        """Have the reader look at what there is to read."""
+        self.reader_look()
+        self.messenger.wake()
+
+    def pause(self, seconds: float) -> None:
+        """Wait so long, or until there is something to send. On the sender's thread."""
+        with self._lock:
+            self._bell.wait(seconds)
+
+    def reader_look(self) -> None:
+        """The reader may have something to read for now."""
+        with self._lock:
+            self._work.notify()
 
     def warn_once(self, text: str) -> None:
         if text not in self._warned and len(self._warned) < 100:
@@ -332,22 +382,23 @@ class Remote:
                 self._keep()
             if self.sources:
                 self._keep_sources()
-            self._post()
-            due = self.reckoning.look(monotonic())
-            if self._missed:
-                due = min(due, self._missed_next)
+            self.outbox.send()
+            due = min(self.reckoning.look(monotonic()), self.outbox.next)
+            if self.watches.missing:
+                due = min(due, self.watches.settle_missing())
             with self._lock:
-                if self._closing and not self._outbox and not self._words:
+                if self._closing and not self.outbox.jobs and not self.outbox.words:
                     return
                 if self._closing:
                     flushed = flushed or monotonic() + FLUSH
                     if monotonic() > flushed:
                         return
-                if self._outbox or self._words or self._cancels or self.main.fresh:
+                if self.outbox or self.main.fresh or self._news:
+                    self._news = False
                     continue
                 self._sleeping = True
-                if not self._outbox:  # one that was put there without the lock
-                    self._bell.wait(max(0.0, due - monotonic()) if self.jobs else None)
+                if not self.outbox.jobs:  # one that was put there without the lock
+                    self._bell.wait(max(0.0, due - monotonic()) if self.jobs or self.watches.jobs else None)
                 self._sleeping = False
 
     def _keep(self) -> None:
@@ -376,90 +427,6 @@ class Remote:
             if self.main.fresh:
                 self._work.wait(timeout)
 
-    def _post(self) -> None:
-        """Send what there is: control messages first, they are few and somebody waits."""
-        if self._missed and monotonic() >= self._missed_next:
-            missed, self._missed = self._missed, []
-            self._cancels.extend(missed)
-        while self._cancels:
-            self._take_back(self._cancels[0])
-            self._cancels.popleft()
-        while self._words:
-            words = [self._words[at] for at in range(min(len(self._words), BATCH))]
-            self.messenger.write(words)
-            for _ in words:
-                self._words.popleft()
-        while self._outbox:
-            batch = [self._outbox[at] for at in range(min(len(self._outbox), BATCH))]
-            parcels = [job.parcel for job in batch if self._pack(job)]
-            try:
-                self._hand_over(parcels)
-            except Overloaded as error:
-                self.lost_touch(error)
-                with self._lock:
-                    self._bell.wait(PAUSES[0])
-                return
-            for _ in batch:
-                self._outbox.popleft()
-            self.in_touch()
-            self.acknowledge(batch)
-            if self._words or self._cancels:
-                return
-            with self._lock:
-                self._work.notify()
-
-    def _hand_over(self, parcels: list[Parcel]) -> None:
-        try:
-            self.queue.submit(parcels, _Nobody)
-        except UsageError as error:  # one of them is what the queue does not take
-            if len(parcels) == 1:
-                self.end(parcels[0]._, REPORT_RAISED, error)
-                return
-            for parcel in parcels:
-                self._hand_over([parcel])
-
-    def _pack(self, job: RemoteJob) -> bool:
-        """Make the task's envelope, once. False: it goes nowhere."""
-        parcel = job.parcel
-        if job.ended or (job.stopping and not job.acknowledged):
-            if not job.ended:
-                self.end(job, REPORT_CANCELLED, "unstarted")
-            return False
-        if parcel.body:
-            return True
-        try:
-            parcel.body = self._envelope(parcel)
-        except Exception as error:
-            self.end(job, REPORT_RAISED, NotCarriable(f"task {parcel.id} cannot be sent: {error}"))
-            return False
-        parcel.work = None
-        return True
-
-    def _envelope(self, parcel: Parcel) -> bytes:
-        work = parcel.work
-        function = work.function
-        inside = envelope.Envelope(
-            envelope.VERSION,
-            parcel.id,
-            self.inbox_name,
-            function.name,
-            function.kind,
-            function.body,
-            work.payload,
-            time(),
-            envelope.terms_of(parcel.options),
-            [bytes(buffer.raw()) for buffer in work.buffers or ()],
-            list(self.inbox.reads),
-            headers=parcel.headers or {},
-        )
-        sealed = self.keys.seal(
-            Purpose.TASK,
-            f"{self.namespace}/{parcel.queue}",
-            envelope.encode(inside),
-            expires=time() + EXPIRY + parcel.delay,
-        )
-        return envelope.wrap(self.inbox_name, sealed)
-
     def acknowledge(self, jobs: Sequence[RemoteJob]) -> None:
         """The queue has these: wake whoever waits for that."""
         now = monotonic()
@@ -474,24 +441,7 @@ class Remote:
         for wake in wakes:
             wake()
 
-    def _take_back(self, job: RemoteJob) -> None:
-        if job.ended:
-            return
-        if job.started:
-            self.say(job, control.CANCEL)
-        elif not job.acknowledged:
-            pass  # `_pack` meets it
-        elif self.queue.cancel(job.parcel.id):
-            self.end(job, REPORT_CANCELLED, "unstarted")
-        elif job.over:  # on its way back to the queue: nobody tells us when it is there
-            self._missed.append(job)
-            self._missed_next = monotonic() + RETRY_CANCEL
-
-    def send_again(self, job: RemoteJob) -> None:
-        """Hand a task to the queue once more: it was lost there."""
-        self._outbox.append(job)
-
-    def _begun(self, job: RemoteJob) -> None:
+    def begun(self, job: RemoteJob) -> None:
         """A worker has the task: it gets what was said before, and whether it is wanted at all."""
         self.worker_seen = True
         with self._lock:
@@ -510,7 +460,7 @@ class Remote:
         while True:
             with self._lock:
                 while not self._closing:
-                    wanted = bool(self.jobs or self._stacks)
+                    wanted = bool(self.jobs or self._stacks or self.watches.boxes)
                     if wanted:
                         idle = 0.0
                     elif not idle:
@@ -520,16 +470,30 @@ class Remote:
                     self._work.wait()
                 if self._closing:
                     return
-            self.take(main, wait if wanted else LINGER / 2)
+            self.take_all(wait if wanted else LINGER / 2)
+
+    def take_all(self, wait: float) -> int:
+        """Read the inbox and all logs that are watched, and report what came. As `take`."""
+        total = 0
+        for box, found, count in read_together(self.messenger, [self.main, *list(self.watches.boxes)], wait):
+            watch = self.watches.boxes.get(box)
+            self._take(box, found, watch.inbox if watch is not None else self.inbox)
+            total += count
+            if watch is not None:
+                self.watches.look(box)
+        self.reckoning.read(monotonic(), total)
+        return total
 
     def take(self, box: Mailbox, wait: float) -> int:
-        """Read a mailbox and report what came; the number of messages. Raises `Unreachable`."""
+        """Read a further mailbox and report what came; the number of messages. Raises `Unreachable`."""
         found, count = box.read(wait)
-        if box is self.main:
-            self.reckoning.read(monotonic(), count)
-            if box.fresh:
-                self.reckoning.suspect()
-                self.ring()
+        self._take(box, found, self.inbox)
+        return count
+
+    def _take(self, box: Mailbox, found: list[tuple[str, list[Any]]], inbox: Inbox) -> None:
+        if box is self.main and box.fresh:
+            self.reckoning.suspect()
+            self.ring()
         if found:
             self.in_touch()
             self.worker_seen = True
@@ -538,12 +502,11 @@ class Remote:
         for sender, frames in found:
             if self._stacks:
                 self._take_stacks(frames)
-            self.report(self.inbox.take(frames, monotonic(), source, sender))
-        return count
+            self.report(inbox.take(frames, monotonic(), source, sender))
 
     def mailbox(self, messenger: Any) -> Mailbox:
         """This client's inbox on a messenger."""
-        return Mailbox(messenger, self.inbox_name, self.keys, self.namespace, self._distrust)
+        return Mailbox(messenger, self.inbox_name, self.keys, self.namespace, self.distrust)
 
     def _take_stacks(self, frames: list[Any]) -> None:
         for id, _run, first, records in frames:
@@ -552,7 +515,7 @@ class Remote:
                 box[1] = records[0][1]
                 box[0].set()
 
-    def _distrust(self, error: Untrusted) -> None:
+    def distrust(self, error: Untrusted) -> None:
         """Somebody answers who does not hold our key: most likely a worker that could not open ours either."""
         theirs = getattr(error, "fingerprint", "") or "?"
         ours = ", ".join(self.keys.fingerprints)
@@ -562,11 +525,3 @@ class Remote:
         )
         self.warn_once(text if getattr(error, "reason", "") == "unknown key" else f"a message was refused: {error}")
         self.reckoning.distrust(text)
-
-
-class _Nobody:
-    """The sink of what goes to a queue: it reports nothing."""
-
-    @staticmethod
-    def deliver(reports: Sequence[Any]) -> None:
-        pass

@@ -29,7 +29,7 @@ MAX_JOINING = 256 << 20  # bytes of unfinished messages that a reader keeps
 MAX_RECORDS = 1_000_000
 
 # records of the lifecycle; the numbers below 30 are `pool.reports`
-STARTED: Final = 30  # (STARTED, worker, Unix time, control channel)
+STARTED: Final = 30  # (STARTED, worker, Unix time, control channel, name of the function)
 SUCCEEDED: Final = 31  # (SUCCEEDED, pickle, buffers, written)
 RETURNED: Final = 32  # (RETURNED, value, written)                  an atom
 FAILED: Final = 33  # (FAILED, packed error, written)
@@ -40,14 +40,20 @@ WAITING: Final = 37  # (WAITING, reason)                            likewise; no
 REFUSED: Final = 38  # (REFUSED, reason)                            of a task whose seal did not open
 STACK: Final = 39  # (STACK, text)                                  the answer to a control message
 ALIVE: Final = 40  # (ALIVE,)                                       likewise: the worker has the task
+FOLLOWS: Final = 41  # (FOLLOWS, task id)                           of a task that is another one: see its log
 
 ENDS: Final = frozenset({SUCCEEDED, RETURNED, FAILED, CANCELLED, LOST})
-ASIDE: Final = frozenset({REFUSED, STACK, ALIVE})  # not numbered: they belong to no run
+ASIDE: Final = frozenset({REFUSED, STACK, ALIVE, FOLLOWS})  # not numbered: they belong to no run
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[int, str, list[str], list[Any]]).decode
 
 Frame = tuple[str, bytes, int, list[Any]]
+
+
+def log_of(task_id: str) -> str:
+    """The channel that holds a task's history."""
+    return f"t.{task_id}"
 
 
 def new_runs() -> Iterator[bytes]:

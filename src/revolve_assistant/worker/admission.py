@@ -142,7 +142,7 @@ class Admission:
     def _refuse(self, lease: Lease, inbox: str, why: str) -> Held:
         self._park(lease, why, settle=False)
         held = self._held(self._worker, lease, inbox, None)
-        held.asides.append((REFUSED, why))
+        held.asides.append((inbox, (REFUSED, why)))
         held.ended = True
         held.outcome = Outcome("bury", reason=why)
         return held

@@ -22,6 +22,9 @@ log = logging.getLogger("revolve_assistant")
 KEEP = 120.0  # seconds that the channel outlives its worker
 CAP = 16 << 20  # bytes
 PAUSES = (0.05, 5.0)
+RENEW = 86400.0  # seconds of running after which a task's log is renewed
+LONGEST = 8 * 86400.0  # seconds that it is then kept
+LOG_CAP = 8 << 20  # bytes
 
 
 class Control:
@@ -32,6 +35,7 @@ class Control:
         self._lock = threading.Lock()
         self._bell = threading.Condition(self._lock)
         self._closing = False
+        self.opened = threading.Event()  # the messenger is connected
         self.refused = 0
         self.thread = OurThread(self._run, "revolve-control")
 
@@ -63,12 +67,14 @@ class Control:
         worker = self._worker
         messenger, channel = worker.messenger, worker.channel
         messenger.open()
+        self.opened.set()
         cursor, kept = b"", 0.0
         while not self._closing:
             now = monotonic()
             if now - kept > KEEP / 3:
                 messenger.keep([channel], seconds=KEEP, cap=CAP)
                 kept = now
+                self._renew_logs(now)
             busy = bool(worker.taker.held)
             wait = min(messenger.traits.max_wait, KEEP / 4 if messenger.traits.waits or not busy else 1.0)
             batch = messenger.read({channel: cursor}, limit=1000, wait=wait)
@@ -79,6 +85,14 @@ class Control:
                 messenger.forget(channel, cursor)
             if channel in batch.lost:
                 cursor, kept = b"", 0.0
+
+    def _renew_logs(self, now: float) -> None:
+        """What a task says is kept while it runs, however long that is."""
+        old = [held for held in list(self._worker.taker.held.values()) if held.log and now - held.since > RENEW]
+        if old:
+            self._worker.messenger.keep([held.log for held in old], seconds=LONGEST, cap=LOG_CAP)
+            for held in old:
+                held.since = now
 
     def _heed(self, frame: bytes) -> None:
         worker = self._worker
@@ -108,11 +122,11 @@ class Control:
                 text = worker.engine.stack(parcel)
             except LookupError as error:
                 text = str(error)
-            self._answer(held, (frames.STACK, text))
+            self._answer(held, found.inbox, (frames.STACK, text))
         elif found.kind == wire.ALIVE:
-            self._answer(held, (frames.ALIVE,))
+            self._answer(held, found.inbox, (frames.ALIVE,))
 
-    def _answer(self, held: Held, record: tuple[Any, ...]) -> None:
+    def _answer(self, held: Held, inbox: str, record: tuple[Any, ...]) -> None:
         with self._worker.speaker.lock:
-            held.asides.append(record)
+            held.asides.append((inbox, record))
         self._worker.speaker.say(held)

@@ -63,6 +63,7 @@ class Held:
         "inbox",
         "lease",
         "listed",
+        "log",
         "next",
         "outcome",
         "parcel",
@@ -87,7 +88,8 @@ class Held:
         self.run = next(worker.runs)
         self.next = 1  # number of the first record that was not written yet
         self.records: list[Any] = []
-        self.asides: list[Any] = []  # records that belong to no run
+        self.asides: list[tuple[str, Any]] = []  # (inbox, record): what belongs to no run
+        self.log = wire.log_of(lease.id) if envelope is not None and envelope.history else ""
         self.elsewhere: dict[str, Stream] | None = None  # by the address of a messenger
         self.size = 0  # bytes of the records, about
         self.listed = False  # the speaker knows that there is something
@@ -159,13 +161,16 @@ class Held:
     def _start(self, worker: str, when: float) -> None:
         if not self.started:
             self.started = True
-            self.records.append((wire.STARTED, worker, when, self.worker.channel))
+            name = self.envelope.name if self.envelope is not None else ""
+            self.records.append((wire.STARTED, worker, when, self.worker.channel, name))
 
     def _end(self, record: tuple[Any, ...], outcome: Outcome, size: int = 0) -> None:
         if not self.started and record[0] != wire.WAITING:
             self._start(self.worker.name, time())
         self.records.append(record)
         self.size += size
+        if (record[0] == wire.FAILED or record[0] == wire.LOST) and outcome is DONE and self.worker.buries:
+            outcome = Outcome("bury", reason=headline(record[1])[:500])  # for whoever wants to look, or try again
         self.outcome = outcome
         self.ended = True
 

@@ -1,4 +1,4 @@
-"""Writes what tasks say: batches of frames, sealed once, to the inboxes of their callers.
+"""Writes what tasks say: batches of frames, sealed once, to the inboxes of their callers, and to each task's own log.
 
 While one batch is being written the next one gathers, so a slow messenger gets larger batches and a fast one short
 delays. A task's child gets credit, and its lease is settled, once what it said is stored. When the messenger does not
@@ -33,6 +33,7 @@ GATHER = 0.002  # seconds that it is gathered
 MESSAGE = 256 << 10  # bytes of events after which a message is closed
 ELSEWHERE = 5.0  # seconds that a task's other messenger may be away before what was written to it is given up
 PAUSES = (0.05, 5.0)  # seconds between attempts: first, most
+LOG_CAP = 8 << 20  # bytes of a task's log
 AGAIN = 10.0  # seconds until a task runs again whose end could not be said
 
 
@@ -114,7 +115,7 @@ class Speaker:
         for each in taken:
             if each.elsewhere:
                 elsewhere = True
-            if each.records or each.asides:
+            if each.records:
                 inboxes.setdefault(each.held.inbox, []).append(each)
         if elsewhere:
             self._speak_elsewhere(taken)
@@ -122,10 +123,19 @@ class Speaker:
         for inbox, mine in inboxes.items():
             if inbox:
                 self._gather(inbox, mine, messages)
+        for each in taken:
+            held = each.held
+            if each.records and held.log:
+                self._close(held.log, [(held.id, held.run, each.first, each.records)], messages)
+            for inbox, record in each.asides:
+                if inbox:
+                    self._close(inbox, [(held.id, held.run, 0, [record])], messages)
         seen = monitor.message(worker, taken) if messages else None
         if seen is not None and len(seen[1]) <= worker.messenger.traits.max_bytes:
             messages.append(seen)
         stored = not messages or self._write(messages)
+        if messages and stored:
+            self._retain(taken)
         over: list[Held] = []
         for each in taken:
             self.written += len(each.records)
@@ -136,6 +146,20 @@ class Speaker:
                 over.append(held)
         if over:
             worker.over(over, stored)
+
+    def _retain(self, taken: list[_Taken]) -> None:
+        """From a task's end on its log is kept for as long as its caller said."""
+        logs: dict[float, list[str]] = {}
+        for each in taken:
+            held = each.held
+            final = each.ended and held.outcome is not None and held.outcome.kind != "release"
+            if final and held.log and held.envelope is not None:
+                logs.setdefault(held.envelope.history, []).append(held.log)
+        for seconds, channels in logs.items():
+            try:
+                self._worker.messenger.keep(channels, seconds=seconds, cap=LOG_CAP)
+            except (ProviderError, OSError) as error:  # they are kept for longer then
+                log.debug("the logs of %d tasks stay: %s", len(channels), error)
 
     def _speak_elsewhere(self, taken: list[_Taken]) -> None:
         """Write what tasks say to further messengers, before the ends that name it. One that stays away is skipped."""
@@ -166,11 +190,7 @@ class Speaker:
         frames: list[Any] = []
         size = 0
         for each in taken:
-            id, run = each.held.id, each.held.run
-            if each.asides:
-                frames.append((id, run, 0, each.asides))
-            if each.records:
-                frames.append((id, run, each.first, each.records))
+            frames.append((each.held.id, each.held.run, each.first, each.records))
             size += each.size + 100
             if size > MESSAGE:
                 self._close(inbox, frames, messages)
@@ -209,6 +229,8 @@ class Speaker:
     ) -> bool:
         """Write until it is stored; False: the worker ends before that. Raises what the messenger raised last."""
         messenger = other or self._worker.messenger
+        if other is None and not self._connected():
+            return False
         pause = PAUSES[0]
         while True:
             try:
@@ -231,6 +253,15 @@ class Speaker:
                     log.warning("the messenger answers again after %.1f s", monotonic() - self.away_since)
                     self.away_since = 0.0
                 return True
+
+    def _connected(self) -> bool:
+        """Wait for the control thread to open the messenger; False: the worker ends before that."""
+        opened = self._worker.control.opened
+        while not opened.is_set():
+            if monotonic() >= self._deadline:
+                return False
+            opened.wait(min(1.0, max(0.0, self._deadline - monotonic())))
+        return True
 
 
 class _Taken:

@@ -92,6 +92,7 @@ class Worker:
         self.carriers = choose(url, messenger, secret, namespace)
         self.queue, self.messenger, self.keys, self.namespace, self.place, self.natural = self.carriers
         self.fingerprints = list(self.keys.fingerprints)
+        self.buries = self.queue.traits.manages  # what failed is kept there for people to see
         self.concurrency = 1 if pool == "inline" else concurrency or usable_cpus()
         self.pool = pool
         self.grace = grace

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...engine import Buried
 from .messenger import Messenger
-from .parked import Buried
 from .queue import Queue
 
 if TYPE_CHECKING:

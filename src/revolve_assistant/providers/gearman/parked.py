@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
 
+from ...engine import Buried
 from ...errors import ProviderError
 from ...protocols.gearman import GearmanAdmin
 from ...protocols.gearman.worker_state import Assignment
@@ -14,16 +14,6 @@ from .taking import Taking
 from .wrapping import unwrap
 
 _BATCH = 100  # jobs taken at once
-
-
-class Buried(NamedTuple):
-    """A task that was settled as `bury`: no worker gets it."""
-
-    id: str
-    body: bytes
-    queue: str
-    deliveries: int
-    reason: str
 
 
 def buried(place: Place) -> list[Buried]:

@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ... import engine as contract
-from ...engine import Answer, EngineState, Lease, Outcome, Parcel, Sink
+from ...engine import Answer, Buried, EngineState, Lease, Outcome, Parcel, Sink
 from ...errors import ClientClosed, UsageError
 from ...protocols.gearman.client_state import Request
 from ...protocols.gearman.worker_state import Assignment
@@ -33,7 +33,7 @@ from .lines import Line, Lines
 from .looking import Looking
 from .moving import Move, move
 from .names import DELAYED, PRIORITIES, READY, unique
-from .parked import Buried, buried
+from .parked import buried
 from .taking import Taking
 from .wrapping import Wrapped, unwrap, wrap
 
@@ -359,13 +359,13 @@ class Queue(contract.Queue):
         while any(line.up and line.state.pinged for line in asked):
             lines.pump(time.monotonic() + 0.5)
 
-    def buried(self) -> list[Buried]:
-        """The buried tasks, in no order; blocks for a few round trips to each server, and takes what is away as empty.
+    def buried(self, *, limit: int = 100) -> list[Buried]:
+        """Buried tasks, in no order; blocks for a few round trips to each server, and takes what is away as empty.
 
         gearmand counts each look as the death of a worker, which matters only where it has `--job-retries`.
         """
         self._joined()
-        return buried(self._place)
+        return buried(self._place)[:limit]
 
     # ---- functions of other programs, and for them
 

@@ -153,7 +153,10 @@ class Messenger(Member[_Logs], contract.Messenger):
                 if log is None:
                     log = store.logs[channel] = _Log(next(store.numbers))
                     heapq.heappush(store.ends, (expires, log.incarnation, channel))
-                log.expires = max(log.expires, expires)
+                if expires < log.expires:
+                    heapq.heappush(store.ends, (expires, log.incarnation, channel))
+                    log.tell()  # who waits for it does so too long
+                log.expires = expires
                 log.cap = cap
                 log.trim()
 

@@ -16,10 +16,10 @@ import heapq
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from ... import engine as contract
-from ...engine import EngineState, Lease, Outcome, Parcel, Sink
+from ...engine import Buried, EngineState, Lease, Outcome, Parcel, Sink
 from ...traits import Traits
 from ..url import Url
 from .store import Clock, Member, Store, name_of
@@ -28,10 +28,11 @@ LEASE = 30.0  # seconds
 
 
 class _Task:
-    __slots__ = ("body", "deliveries", "due", "id", "order", "priority", "queue", "stage", "token")
+    __slots__ = ("body", "deliveries", "due", "id", "name", "order", "priority", "queue", "stage", "token")
 
     def __init__(self, parcel: Parcel, order: int) -> None:
         self.id = parcel.id
+        self.name = parcel.name
         self.body = bytes(parcel.body)
         self.queue = parcel.queue
         self.priority = parcel.priority
@@ -40,16 +41,6 @@ class _Task:
         self.token = 0  # of the latest take
         self.stage: Literal["ready", "delayed", "leased"] = "delayed"
         self.due = 0.0  # when a delay or lease ends
-
-
-class Buried(NamedTuple):
-    """A task that was settled as `bury`: no worker gets it, until its id is submitted anew."""
-
-    id: str
-    body: bytes
-    queue: str
-    deliveries: int
-    reason: str
 
 
 class _Tasks(Store):
@@ -198,15 +189,16 @@ class Queue(Member[_Tasks], contract.Queue):
                         store.make_ready(task)
                 else:
                     if outcome.kind == "bury":
-                        fields = (task.id, task.body, task.queue, task.deliveries, outcome.reason)
-                        store.buried[task.id] = Buried(*fields)
+                        store.buried[task.id] = Buried(
+                            task.id, task.body, task.queue, task.deliveries, outcome.reason, task.name, time.time()
+                        )
                     store.remove(task)
 
-    def buried(self) -> list[Buried]:
-        """The buried tasks, oldest first."""
+    def buried(self, *, limit: int = 100) -> list[Buried]:
+        """Buried tasks, the latest first."""
         store = self._joined()
         with store.lock:
-            return list(store.buried.values())
+            return list(store.buried.values())[: -limit - 1 : -1]
 
     def state(self, ids: Iterable[str]) -> Mapping[str, EngineState]:
         store = self._joined()

@@ -1,0 +1,200 @@
+"""Tasks that are heard through their logs: those of other processes (`attach`), and those of our own that are in truth
+another task (`unique`) or whose inbox lost something.
+
+    worker ══▶ inbox of who submitted it
+        └════▶ log "t.<task id>" ──▶ Watch ──▶ Inbox of one task ──▶ reports, as for a task of our own
+
+All logs are read in one read with the inbox, so that a thousand of them cost no further connection or thread. What is
+told of a task is put together from its log by the same rules as from an inbox: runs, numbers, gaps, ends.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from ..engine import Parcel, Sink
+from ..errors import ProviderError, TaskLost, Unsupported, Untrusted
+from ..pool.reports import REPORT_CANCELLED, REPORT_LOST
+from ..wire import envelope
+from ..wire import frames as wire
+from ..wire.seal import Purpose
+from .inbox import Inbox, RemoteJob
+from .mailbox import Mailbox, TaskLog
+
+if TYPE_CHECKING:
+    from ..engine import Buried
+    from .remote import Remote
+
+GRACE = 1.0  # seconds that a task may take to get to where others see it, once its id is known
+_LOOK = 0.1  # seconds between two looks for it
+_ID = re.compile(r"[A-Za-z0-9._-]{1,60}\Z")
+
+
+class Watch:
+    """A job and the log that it is heard through."""
+
+    __slots__ = ("box", "inbox", "job")
+
+    def __init__(self, job: RemoteJob, box: TaskLog, begun: Callable[[RemoteJob], None]) -> None:
+        self.job = job
+        self.box = box
+        self.inbox = Inbox({job.parcel.id: job}, begun)
+
+
+class Watches:
+    """Part of `Remote`. Logs come and go from any thread: whoever goes through `boxes` takes a list of them first."""
+
+    def __init__(self, remote: Remote) -> None:
+        self._remote = remote
+        self.boxes: dict[Mailbox, Watch] = {}
+        self.jobs: dict[str, RemoteJob] = {}  # those that are no longer, or never were, among the client's own
+        self.missing: list[Watch] = []  # whose log is not there
+
+    def attach(self, parcel: Parcel, sink: Sink) -> bool:
+        """Hear a task of somebody else from its start on; False: no task can be called that. Raises `Unsupported`."""
+        remote = self._remote
+        if not remote.messenger.traits.replays:
+            raise Unsupported(
+                f"{remote.main.name} keeps no history: attach to a task where it was submitted, or give both sides a "
+                "messenger that does (redis, sqlite, filesystem, memcached)"
+            )
+        if not _ID.match(parcel.id):
+            return False
+        job = parcel._ = RemoteJob(parcel, sink)
+        job.attached = job.acknowledged = True
+        job.heard = monotonic()
+        self.jobs[job.key] = job
+        self.open(job)
+        remote.start()
+        remote.ring()
+        remote.reader_ring()
+        return True
+
+    def detach(self, parcel: Parcel) -> None:
+        """Nobody is interested any more. From any thread."""
+        job = parcel._
+        if job is not None and not job.ended:
+            job.ended = True
+            self.forget(job)
+
+    def open(self, job: RemoteJob) -> None:
+        """Read the log of a job, beside or in place of the inbox."""
+        remote = self._remote
+        box = TaskLog(remote.messenger, job.parcel.id, remote.keys, remote.namespace, remote.distrust)
+        watch = job.log = Watch(job, box, remote.begun)
+        self.boxes[box] = watch
+
+    def drop(self, job: RemoteJob) -> None:
+        """The job has ended, or is heard elsewhere."""
+        watch = job.log
+        if watch is not None:
+            job.log = None
+            self.boxes.pop(watch.box, None)
+
+    def forget(self, job: RemoteJob) -> None:
+        """The job has ended."""
+        self.jobs.pop(job.key, None)
+        self.drop(job)
+
+    def follow(self, job: RemoteJob, other: str) -> None:
+        """This job is in truth another task: hear that one's log."""
+        self.drop(job)
+        job.follows = ""
+        job.parcel.id = other
+        job.attached = job.acknowledged = True
+        job.heard = monotonic()
+        self.jobs[job.key] = job
+        self.open(job)
+        self._remote.reader_ring()
+
+    def look(self, box: Mailbox) -> None:
+        """Something was read from the log, or it was found to be gone: on the reader's thread."""
+        watch = self.boxes.get(box)
+        if watch is None:
+            return
+        job = watch.job
+        if job.ended:
+            self.forget(job)
+        elif job.follows:
+            self.follow(job, job.follows)
+        elif watch.box.gone:
+            self.drop(job)
+            job.log = watch
+            self.missing.append(watch)
+            self._remote.ring()
+
+    def settle_missing(self) -> float:
+        """Say what becomes of tasks whose log is not there; asks the queue. When to come again, monotonic seconds.
+
+        On the sender's thread.
+        """
+        remote = self._remote
+        again = float("inf")
+        for watch in list(self.missing):
+            job = watch.job
+            if not job.ended and job.attached:
+                id = job.parcel.id
+                now = monotonic()
+                if not watch.box.heard and not job.started and now < job.heard + GRACE:
+                    if now < watch.box.missed + _LOOK:
+                        again = min(again, watch.box.missed + _LOOK)
+                    else:  # perhaps it is on its way
+                        self.missing.remove(watch)
+                        self.open(job)
+                        remote.reader_ring()
+                    continue
+                if watch.box.heard or job.started:
+                    error: Exception = TaskLost(f"the history of task {id} was lost by {remote.main.name}")
+                elif remote.known_to_queue(id):
+                    error = Unsupported(f"task {id} is in {remote.place}, but keeps no history (history=False)")
+                else:
+                    where = f"{remote.place}, nor its history to {remote.main.name}"
+                    error = LookupError(
+                        f"no task {id!r} is known to {where}: it may be of another namespace, or kept no longer"
+                    )
+                remote.end(job, REPORT_LOST, error)
+            self.missing.remove(watch)
+        return again
+
+    def withdraw(self, job: RemoteJob) -> bool:
+        """Take an untaken task of somebody else out of the queue, and tell all who wait for it. False: it is not there.
+
+        On the sender's thread.
+        """
+        remote = self._remote
+        id = job.parcel.id
+        if not remote.queue.traits.manages:
+            return False
+        found = remote.queue.exhume(id)
+        if found is None:
+            return False
+        self.tell(found, (wire.CANCELLED, "unstarted", []))
+        remote.end(job, REPORT_CANCELLED, "unstarted")
+        return True
+
+    def tell(self, task: Buried, end: tuple[Any, ...]) -> None:
+        """Have all who wait for a task that was taken out of the queue told how it ended."""
+        remote = self._remote
+        channels = [wire.log_of(task.id)]
+        try:
+            inbox, sealed = envelope.unwrap(task.body)
+            remote.keys.open(Purpose.TASK, f"{remote.namespace}/{task.queue}", sealed)
+            channels.append(inbox)
+        except (Untrusted, ProviderError):
+            pass  # it was not sealed with a key of ours: nobody whom we could tell
+        for channel in channels:
+            self._post(channel, task.id, end, True)
+
+    def note(self, task_id: str, record: tuple[Any, ...], numbered: bool = True) -> None:
+        """Have a record written to a task's log, as all of a run of its own, or as one that belongs to no run."""
+        self._post(wire.log_of(task_id), task_id, record, numbered)
+
+    def _post(self, channel: str, task_id: str, record: tuple[Any, ...], numbered: bool) -> None:
+        remote = self._remote
+        frame = (task_id, os.urandom(8), int(numbered), [record])
+        data = wire.encode("", list(remote.keys.fingerprints), [frame])
+        remote.post(channel, remote.keys.seal(Purpose.EVENT, f"{remote.namespace}/{channel}", data))
