@@ -59,6 +59,8 @@ def _command() -> Command:
     command.flag("--health-port", type=count, metavar="PORT", help="answers GET /live and /ready")
     command.flag("--health-host", default="127.0.0.1", metavar="HOST", help="address of the health port")
     command.flag("--health-file", metavar="PATH", help="rewritten every 5 s: ready, live or draining")
+    command.flag("--telemetry", action="store_true", help="trace with OpenTelemetry, set up from OTEL_* variables")
+    command.flag("--metrics", metavar="[HOST:]PORT", help="serves Prometheus metrics")
     command.flag("--reload", action="store_true", help="start again when a Python file changes (development)")
     command.flag("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="of stderr")
     return command
@@ -98,6 +100,12 @@ def _serve(found: argparse.Namespace) -> int:
     from ..worker.health import health
     from ..worker.setup import call_setup
 
+    if found.telemetry:
+        from .. import telemetry
+
+        telemetry.configure()
+        telemetry.instrument()
+        os.environ["REVOLVE_TELEMETRY"] = "1"  # for the children
     worker = Worker(
         found.url,
         messenger=found.messenger,

@@ -89,6 +89,10 @@ class ForkedChild(PlainChild):
         # In a context of its own: the thread that forked may itself be in the middle of a task.
         Context().run(self.task, [TASK, SEQ, parcel.id, 0, b"", parcel.attempt, extras or None])
         self.outbox.flush()
+        if parcel.headers is not None:
+            from ..telemetry import flush
+
+            flush()  # the exit functions of whoever set it up are the parent's
 
     def arguments(self, seq: int, payload: bytes, extras: dict[str, Any] | None) -> Any:
         if self.functions[0].missing:

@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import copy_context
 from time import monotonic, time
 from typing import Any
 
@@ -304,7 +305,7 @@ class LiveEngine(Engine):
             except BaseException as error:
                 box.append((False, error))
 
-        thread = threading.Thread(target=other)
+        thread = threading.Thread(target=copy_context().run, args=(other,))  # its emits are the task's
         thread.start()
         thread.join()
         fine, value = box[0]

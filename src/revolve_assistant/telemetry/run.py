@@ -10,11 +10,11 @@ from opentelemetry import propagate, trace
 
 from .names import attributes
 from .port import TracedPort
-from .tracer import tracer_of
+from .tracing import tracer_of
 
 if TYPE_CHECKING:
     from ..running.running import Running
-    from .tracer import Tracer
+    from .tracing import Tracer
 
 log = logging.getLogger("revolve_assistant")
 MAX_FAILED_ITEMS = 10  # of a chunk, recorded one by one
@@ -24,10 +24,9 @@ class Run:
     """One run of a task, or of a chunk of `map`. Begun and ended in one thread or coroutine. Its methods never raise:
     what an exporter makes of a span is no business of the task."""
 
-    __slots__ = ("_failed", "_port", "_provider", "_span", "_token")
+    __slots__ = ("_failed", "_port", "_span", "_token")
 
     def __init__(self, running: Running, name: str, queue: str, headers: dict[str, str], tracer: Tracer | None) -> None:
-        self._provider = tracer.provider if tracer is not None else None
         self._port: TracedPort | None = None
         self._failed = 0
         context = propagate.extract(headers)
@@ -35,7 +34,7 @@ class Run:
         links = [trace.Link(parent)] if parent.is_valid else []
         found = attributes("process", "process", running.id, name, queue)
         found["revolve.task.attempt"] = running.attempt
-        self._span = tracer_of(self._provider).start_span(
+        self._span = tracer_of(tracer.provider if tracer is not None else None).start_span(
             f"process {name}", context, trace.SpanKind.CONSUMER, found, links
         )
         self._token: Any = contexts.attach(trace.set_span_in_context(self._span, context))
@@ -92,15 +91,6 @@ class Run:
                 span.set_attribute("revolve.items.failed", self._failed)
             contexts.detach(self._token)
             span.end()
-        except Exception:
-            self._complain()
-
-    def flush(self) -> None:
-        """Have what was recorded exported now: this process ends without ado. Blocks up to 5 s."""
-        try:
-            provider: Any = self._provider or trace.get_tracer_provider()
-            if hasattr(provider, "force_flush"):
-                provider.force_flush(5000)
         except Exception:
             self._complain()
 

@@ -82,6 +82,8 @@ class Replies:
                         ended.append(served)
         self._worker.taker.answer_soon()
         if ended:
+            if self._worker.lifecycle.watchers:
+                self._worker.lifecycle.tell_served(ended)
             self._worker.over(ended, False)
 
 
@@ -131,6 +133,7 @@ class Served(Held):
             self._except(f"ProtocolError: its child returned no bytes but {value!r:.200}")
 
     def _except(self, text: str) -> None:
+        self.failure = text
         if not self.releasing:
             self._say(Answer("exception", text.encode("utf-8", "backslashreplace")))
         self.ended = True

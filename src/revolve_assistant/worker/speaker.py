@@ -110,6 +110,8 @@ class Speaker:
 
     def _speak(self, taken: list[_Taken]) -> None:
         worker = self._worker
+        if worker.lifecycle.watchers:
+            worker.lifecycle.tell(taken)
         inboxes: dict[str, list[_Taken]] = {}
         elsewhere = False
         for each in taken:

@@ -7,6 +7,7 @@ another attempt where a client decides about it, which the run's span cannot kno
 
 from __future__ import annotations
 
+import logging
 from time import time
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ..caller.ending import Ending
     from ..engine import Parcel
 
+log = logging.getLogger("revolve_assistant")
 NO_RUN_TELLS = (TaskLost, TaskTimeout, TaskStalled)  # verdicts of who watches
 KILLING = ("SIGTERM", "SIGKILL")  # rungs
 
@@ -31,7 +33,7 @@ def tracer_of(provider: Any) -> trace.Tracer:
 
 
 class Tracer:
-    """What is made by `instrument`. Thread-safe."""
+    """What is made by `instrument`. Thread-safe. `submit` and `ended` never raise: an exporter's trouble is its own."""
 
     def __init__(self, provider: Any = None) -> None:
         self.provider = provider
@@ -43,6 +45,12 @@ class Tracer:
 
     def submit(self, parcel: Parcel, count: int = 0, context: Any = None) -> None:
         """A parcel is handed over: make its span, and give it the headers by which its run finds the trace."""
+        try:
+            self._submit(parcel, count, context)
+        except Exception:
+            log.exception("the submission of task %s is not traced", parcel.id)
+
+    def _submit(self, parcel: Parcel, count: int, context: Any) -> None:
         function = getattr(parcel.work, "function", None)
         name = function.name if function is not None else parcel.id
         found = attributes("submit", "send", parcel.id, name, parcel.queue)
@@ -61,11 +69,18 @@ class Tracer:
         parcel = task._parcel
         if parcel is None or parcel.headers is None:
             return
-        if delay is None and not isinstance(error, NO_RUN_TELLS) and rung not in KILLING:
+        if delay is None and not isinstance(error, NO_RUN_TELLS) and not self.kills(rung):
             return  # its run said so
         started = getattr(task, "_started", None)
         began = started[1] if started is not None else None
-        self.watched(parcel, task.name, state, rung, error, delay, began)
+        try:
+            self.watched(parcel, task.name, state, rung, error, delay, began)
+        except Exception:
+            log.exception("the end of task %s is not traced", parcel.id)
+
+    def kills(self, rung: str) -> bool:
+        """Whether a run that ended by this rung could not tell of it."""
+        return rung in KILLING
 
     def watched(
         self,
@@ -91,7 +106,7 @@ class Tracer:
         links = [trace.Link(parent)] if parent.is_valid else []
         start = int((began or now) * 1e9)
         span = self._tracer.start_span(f"watch {name}", context, trace.SpanKind.INTERNAL, found, links, min(start, at))
-        if error is not None:
+        if error is not None and state != "cancelled":
             span.record_exception(error, timestamp=at)
             span.set_status(trace.StatusCode.ERROR, f"{type(error).__name__}: {error}"[:1000])
         if delay is not None:
