@@ -205,8 +205,8 @@ class Metrics:
         )
         yield tasks
         yield oldest
-        known = {"value": float(workers)} if seen is not None else {}
-        yield Gauge("revolve_queue_workers", "Workers that take from the queue.", **known)
+        known = float(workers) if seen is not None else None
+        yield Gauge("revolve_queue_workers", "Workers that take from the queue.", value=known)
 
 
 def _filled(family: _Family, values: Iterable[tuple[Sequence[str], float]]) -> _Family:
