@@ -40,9 +40,9 @@ class WorkerEvent(msgspec.Struct, frozen=True):
 
     `name` is `started`, `succeeded`, `failed`, `cancelled`, `lost`, `retrying`, `waiting` or `gap`; `function` is
     `module:qualname`; `attempt` counts from 1; `time` is Unix seconds; `seconds` since the attempt's start, None where
-    it has none. `reason` says why, in one line; `error_type` (with its module, unless builtin), `message` and `traceback` are of the error,
-    as texts: the worker unpickles nothing. `delay`: seconds until the next attempt. `count`: events that a `gap` stands
-    for. Never arguments or results.
+    it has none. `reason` says why, in one line; `error_type` (with its module, unless it is a builtin), `message` and
+    `traceback` are of the error, as texts: the worker unpickles nothing. `delay`: seconds until the next attempt.
+    `count`: events that a `gap` stands for. Never arguments or results.
     """
 
     name: str
