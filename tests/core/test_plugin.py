@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -295,6 +297,7 @@ def test_lifecycle(kill_at_event):
 def test_a_project_that_does_not_ask_has_none_of_it(pytester):
     pytester.makepyfile("""
 import sys
+from pathlib import Path
 
 def test_nothing_is_here(request):
     assert not [name for name in sys.modules if name.startswith("revolve_assistant")]
@@ -309,3 +312,12 @@ def test_the_kit_imports_no_pytest():
     code = "import sys, revolve_assistant.testing, revolve_assistant.testing.killing; print('pytest' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
+
+
+def test_the_page_about_it_is_true(pytester):
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "test-your-tasks.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```", page, re.M | re.S)
+    assert [name for name, _ in blocks] == ["conftest.py", "shop.py", "test_shop.py"]
+    for name, text in blocks:
+        (pytester.path / name).write_text(text, encoding="utf-8")
+    pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "error").assert_outcomes(passed=3)
