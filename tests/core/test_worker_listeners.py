@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import pickle
 import signal
 import threading
 from pathlib import Path
@@ -233,3 +234,31 @@ def test_nothing_runs_for_a_worker_that_nobody_listens_to(place):
         assert client.submit(working, "x").result(LONG) == "x"
         assert worker.lifecycle.watchers == []
         assert worker.lifecycle.listening is None
+
+
+def large() -> bytes:
+    return b"R" * 1_000_000
+
+
+def test_what_waits_for_a_listener_keeps_no_result(place):
+    go, up = threading.Event(), threading.Event()
+
+    def slow(_event: WorkerEvent) -> None:
+        up.set()
+        go.wait(LONG)
+
+    worker = a_worker(place, pool="process")
+    worker.add_listener("*", slow)
+    try:
+        with worker, a_client(place) as client:
+            for _ in range(5):
+                assert len(client.submit(large).result(LONG)) == 1_000_000
+            assert up.wait(LONG)
+            assert worker.lifecycle.listening is not None
+            waiting = list(worker.lifecycle.listening._waiting)
+            assert len(waiting) == 9
+            assert len(pickle.dumps([event for event, _ in waiting])) < 10_000
+            assert {traced for _, traced in waiting} == {None}
+            go.set()
+    finally:
+        go.set()

@@ -143,7 +143,7 @@ class Listening:
         self._listeners = Listeners()
         self._lock = threading.Lock()
         self._bell = threading.Condition(self._lock)
-        self._notices: deque[Notice] = deque()
+        self._waiting: deque[tuple[WorkerEvent, Notice | None]] = deque()  # the notice, if it is to be traced
         self._lost = 0
         self._closing = False
         self._gate = Gate()  # held while it is in the user's code, which must not fork meanwhile
@@ -164,13 +164,21 @@ class Listening:
             self._listeners.remove(name, fn)
 
     def note(self, notices: list[Notice]) -> None:
-        """Have them heard soon. Never blocks."""
+        """Have them heard soon, where somebody wants that. Keeps neither arguments nor results. Never blocks."""
+        wanted = self._listeners.by_name
+        found: list[tuple[WorkerEvent, Notice | None]] = []
+        for notice in notices:
+            traced = self.tracer is not None and _untold(self.tracer, notice)
+            if traced or "*" in wanted or notice.name in wanted:
+                found.append((_event(notice, self._worker), notice if traced else None))
+        if not found:
+            return
         with self._lock:
-            if self._closing or not (self._listeners or self.tracer is not None):
+            if self._closing:
                 return
-            self._notices.extend(notices)
-            while len(self._notices) > BEHIND:
-                self._notices.popleft()
+            self._waiting.extend(found)
+            while len(self._waiting) > BEHIND:
+                self._waiting.popleft()
                 self._lost += 1
             if self._thread is None:
                 self._thread = OurThread(self._run, "revolve-listeners")
@@ -184,8 +192,8 @@ class Listening:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(max(0.0, deadline - monotonic()))
             with self._lock:
-                left = len(self._notices)
-                self._notices.clear()
+                left = len(self._waiting)
+                self._waiting.clear()
             if left:
                 log.warning("%d events were not heard: a listener of the worker takes its time", left)
 
@@ -194,21 +202,20 @@ class Listening:
     def _run(self) -> None:
         while True:
             with self._lock:
-                while not self._notices and not self._closing:
+                while not self._waiting and not self._closing:
                     self._bell.wait()
-                if not self._notices:
+                if not self._waiting:
                     return
-                notice = self._notices.popleft()
+                event, traced = self._waiting.popleft()
                 lost, self._lost = self._lost, 0
-                named, every = (self._listeners.by_name.get(name, ()) for name in (notice.name, "*"))
+                named, every = (self._listeners.by_name.get(name, ()) for name in (event.name, "*"))
                 gaps = (*self._listeners.by_name.get("gap", ()), *every) if lost else ()
             if lost:
-                self._call(gaps, WorkerEvent("gap", time=notice.time, worker=self._worker, count=lost))
-            if self.tracer is not None:
-                self._trace(self.tracer, notice)
+                self._call(gaps, WorkerEvent("gap", time=event.time, worker=self._worker, count=lost))
+            if self.tracer is not None and traced is not None:
+                _trace(self.tracer, traced)
             if named or every:
-                both = sorted((*named, *every), key=lambda each: -each.priority)
-                self._call(both, _event(notice, self._worker))
+                self._call(sorted((*named, *every), key=lambda each: -each.priority), event)
 
     def _call(self, listeners: Iterable[Listener], event: WorkerEvent) -> None:
         for each in listeners:
@@ -220,17 +227,25 @@ class Listening:
             finally:
                 self._gate.release()
 
-    def _trace(self, tracer: Tracer, notice: Notice) -> None:
-        held, record = notice.held, notice.record
-        rung = record[1] if notice.name == "cancelled" else ""
-        if held.parcel is None or notice.name == "started" or (held.verdict is None and not tracer.kills(rung)):
-            return
-        try:
-            delay = record[2] if notice.name == "retrying" else None
-            tracer.watched(held.parcel, notice.function, notice.name, rung, held.verdict, delay, notice.began,
-                           notice.time)  # fmt: skip
-        except Exception:
-            log.exception("the end of task %s is not traced", held.id)
+
+def _untold(tracer: Tracer, notice: Notice) -> bool:
+    """Whether the run could not tell of it in its own span."""
+    held = notice.held
+    if held.parcel is None or notice.name == "started":
+        return False
+    return held.verdict is not None or (notice.name == "cancelled" and tracer.kills(notice.record[1]))
+
+
+def _trace(tracer: Tracer, notice: Notice) -> None:
+    held, record = notice.held, notice.record
+    rung = record[1] if notice.name == "cancelled" else ""
+    delay = record[2] if notice.name == "retrying" else None
+    if held.parcel is None:
+        return
+    try:
+        tracer.watched(held.parcel, notice.function, notice.name, rung, held.verdict, delay, notice.began, notice.time)
+    except Exception:
+        log.exception("the end of task %s is not traced", held.id)
 
 
 def _event(notice: Notice, worker: str) -> WorkerEvent:
