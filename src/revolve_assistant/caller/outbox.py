@@ -101,11 +101,14 @@ class Outbox:
     def _hand_over(self, parcels: list[Parcel]) -> None:
         remote = self._remote
         logs = [wire.log_of(parcel.id) for parcel in parcels if parcel._.history]
-        if logs:
-            seconds = EXPIRY + max([parcel.delay for parcel in parcels])
-            remote.messenger.keep(logs, seconds=seconds, cap=LOG_CAP)
         try:
-            others = remote.queue.submit(parcels, _Nobody)
+            if logs:
+                seconds = EXPIRY + max([parcel.delay for parcel in parcels])
+                others = remote.queue.submit_and_keep(
+                    parcels, _Nobody, remote.messenger, logs, seconds=seconds, cap=LOG_CAP
+                )
+            else:
+                others = remote.queue.submit(parcels, _Nobody)
             if others:
                 self._give_way(parcels, others)
         except UsageError as error:  # one of them is what the queue does not take
