@@ -335,12 +335,16 @@ def test_a_half_open_connection_is_noticed(server: Redis, some: Any) -> None:
 # ---- answers that get lost
 
 
-@pytest.mark.parametrize("what", ["submit", "take", "hand", "settle", "cancel", "exhume", "purge", "fire"])
+@pytest.mark.parametrize(
+    "what", ["submit", "take", "hand", "settle", "cancel", "exhume", "purge", "fire", "both", "next"]
+)
 def test_an_answer_that_is_cut_anywhere_does_no_harm(server: Redis, some: Any, what: str) -> None:
     """The connection is reset after so many bytes of the answer, the server having acted; each task is taken once."""
     with Door(server.port) as door:
         giver, taker, other = some(door.port), some(server.port), some(server.port)
-        if what in ("take", "hand", "settle"):
+        words: Any = registry.messenger(f"redis://127.0.0.1:{server.port}")  # whose words are at the same server
+        words.place = giver._place
+        if what in ("take", "hand", "settle", "next"):
             giver, taker = taker, giver
         for n in range(90):
             queue = f"cut{n}"
@@ -397,6 +401,22 @@ def test_an_answer_that_is_cut_anywhere_does_no_harm(server: Redis, some: Any, w
                 giver.counts()
                 door.cut_after(n, "to_client")
                 assert ids(patiently(lambda queue=queue: giver.purge(queue))) == [id]
+            elif what == "both":
+                giver.state([id])
+                door.cut_after(n, "to_client")
+                given = ([parcel], Nobody(), words, [queue])
+                patiently(lambda given=given: giver.submit_and_keep(*given, seconds=60.0, cap=1000))
+                assert other._line.call("EXISTS", words._key(queue)) == 1
+                (lease,) = taken(5, 0)
+                taker.settle([(lease, DONE)])
+            elif what == "next":
+                submit(giver, parcel, Parcel(f"{queue}.again", queue=queue))
+                (first,) = taken(1, 5)
+                door.cut_after(n, "to_client")
+                done = [(first, DONE)]
+                (lease,) = patiently(lambda d=done, q=queue: taker.settle_and_take(d, [q], limit=1, wait=5))
+                assert (lease.id, lease.deliveries) == (f"{queue}.again", 1)
+                taker.settle([(lease, DONE)])
             else:
                 giver.plan(queue, b"", 1000.0)
                 plan = next(plan for plan in giver.plans() if plan.key == queue)

@@ -162,6 +162,18 @@ def test_a_taker_is_given_again_what_it_has_not_seen(some: Any) -> None:
     assert take(taker) == ["t3", "t4"]
 
 
+def test_a_log_that_cannot_be_made_does_not_make_its_task_doubtful(
+    some: Any, server: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue = some()
+    words: Any = registry.messenger(f"{server.url}?namespace={queue._place.namespace}")
+    server.ask("LPUSH", words._key("log").decode(), "somebody else's")
+    refused = queue.submit_and_keep(tasks(2), Nobody(), words, ["log", "other"], seconds=60.0, cap=1000)
+    assert refused == {}
+    assert "without a log" in caplog.text
+    assert take(queue) == ["t0", "t1"]
+
+
 # ---- unique keys
 
 

@@ -102,13 +102,16 @@ class Outbox:
     def _hand_over(self, parcels: list[Parcel]) -> None:
         remote = self._remote
         logs = [wire.log_of(parcel.id) for parcel in parcels if parcel._.history]
-        if logs:
-            seconds = EXPIRY + max([parcel.delay for parcel in parcels])
-            remote.messenger.keep(logs, seconds=seconds, cap=LOG_CAP)
-            if self.again:
-                self._say_again(parcels)
+        if self.again:
+            self._say_again(parcels)
         try:
-            others = remote.queue.submit(parcels, _Nobody)
+            if logs:
+                seconds = EXPIRY + max([parcel.delay for parcel in parcels])
+                others = remote.queue.submit_and_keep(
+                    parcels, _Nobody, remote.messenger, logs, seconds=seconds, cap=LOG_CAP
+                )
+            else:
+                others = remote.queue.submit(parcels, _Nobody)
             if others:
                 self._give_way(parcels, others)
         except UsageError as error:  # one of them is what the queue does not take
@@ -124,6 +127,8 @@ class Outbox:
         for parcel in parcels:
             old = self.again.get(parcel.id)
             if old is not None:
+                log = wire.log_of(parcel.id)
+                remote.messenger.keep([log], seconds=EXPIRY + parcel.delay, cap=LOG_CAP)
                 remote.messenger.write([remote.watches.sealed(parcel.id, (wire.WAITING, f"task {old} is run again"))])
                 del self.again[parcel.id]
 

@@ -27,7 +27,7 @@ from ..wire import frames as wire
 from ..wire.seal import Purpose
 from .foreign import Call, Calls, Foreign
 from .inbox import Inbox, RemoteJob
-from .mailbox import Mailbox, read_together
+from .mailbox import TIDY, Mailbox, read_together
 from .outbox import Outbox
 from .reckoning import Reckoning
 from .watching import Watches
@@ -479,12 +479,15 @@ class Remote:
     def take_all(self, wait: float) -> int:
         """Read the inbox and all logs that are watched, and report what came. As `take`."""
         total = 0
+        if self.main.untidy:
+            wait = min(wait, TIDY)
         for box, found, count in read_together(self.messenger, [self.main, *list(self.watches.boxes)], wait):
             watch = self.watches.boxes.get(box)
             self._take(box, found, watch.inbox if watch is not None else self.inbox)
             total += count
             if watch is not None:
                 self.watches.look(box)
+        self.main.tidy(not total)
         self.reckoning.read(monotonic(), total)
         return total
 
@@ -492,6 +495,7 @@ class Remote:
         """Read a further mailbox and report what came; the number of messages. Raises `Unreachable`."""
         found, count = box.read(wait)
         self._take(box, found, self.inbox)
+        box.tidy(not count)
         return count
 
     def _take(self, box: Mailbox, found: list[tuple[str, list[Any]]], inbox: Inbox) -> None:

@@ -140,8 +140,6 @@ class Taker:
         queue.open()
         worker.introduction.again()
         while True:
-            if self._outcomes:
-                self._settle()
             if self.answers:
                 self._answer()
             now = monotonic()
@@ -152,6 +150,8 @@ class Taker:
             room = 0 if self._draining else self._room(now)
             surplus = self._surplus(now)
             if room <= 0:
+                if self._outcomes:
+                    self._settle()
                 with self._lock:
                     if self._closing and not self._due:
                         return
@@ -163,9 +163,14 @@ class Taker:
                 wait = min(queue.traits.max_wait, TOO_LONG if surplus else WAIT, queue.lease / 3, said)
                 if not self.connected:  # a short look says whether the queue answers; it takes its time to connect
                     wait = min(wait, self._look)
-                if self._due or self._draining:
+                outcomes = [self._outcomes[at] for at in range(len(self._outcomes))]
+                if len(self._outcomes) > len(outcomes) or self.answers or self._draining:
                     wait = 0.0
-                leases = queue.take(queues, limit=room, wait=wait)
+                if outcomes:
+                    leases = queue.settle_and_take(outcomes, queues, limit=room, wait=wait)
+                    self._settled(len(outcomes))
+                else:
+                    leases = queue.take(queues, limit=room, wait=wait)
             finally:
                 self._taking = False
             if not self.connected:
@@ -193,9 +198,12 @@ class Taker:
     def _settle(self) -> None:
         outcomes = [self._outcomes[at] for at in range(len(self._outcomes))]
         self._worker.queue.settle(outcomes)
-        for _ in outcomes:
+        self._settled(len(outcomes))
+
+    def _settled(self, count: int) -> None:
+        for _ in range(count):
             self._outcomes.popleft()
-        self.settled += len(outcomes)
+        self.settled += count
 
     def _room(self, now: float) -> int:
         """How many more may be held now."""

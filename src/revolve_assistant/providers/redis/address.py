@@ -91,6 +91,10 @@ class Place(NamedTuple):
         """A key of this namespace. All of them have one hash tag, so that one script may touch several in a cluster."""
         return f"{{{self.namespace}}}:{kind}:{name}".encode()
 
+    def is_at(self, other: Place) -> bool:
+        """Whether it is the same server and database, met as the same user."""
+        return self[:9] == other[:9]
+
     def __repr__(self) -> str:
         return f"<Place {self.text}>"
 

@@ -27,6 +27,7 @@ from .scripts import script
 
 log = logging.getLogger("revolve_assistant")
 
+LINGER = 0.002  # seconds
 _MARK = b"revolve"
 
 
@@ -102,8 +103,13 @@ class Hearing:
         self.woken = False
 
     def listen(self, line: Connection, seconds: float) -> list[Lease]:
-        """Leases that come within so many seconds; none when it is woken, or should look again."""
+        """Leases that come within so many seconds; none when it is woken, or should look again.
+
+        Once woken it listens for a moment longer: if a task comes just then, as it does when one follows another, then
+        the server need not be told that nobody waits, and again that somebody does.
+        """
         deadline = time.monotonic() + seconds
+        ending = False
         made = line.made
         bell = self._bell
         if bell is None:
@@ -122,7 +128,11 @@ class Hearing:
             if found is not None:
                 return found
             left = deadline - time.monotonic()
-            if self.woken or left <= 0 or not line.open or line.made != made:
+            if self.woken and not ending:
+                ending = True
+                left = min(left, LINGER)
+                deadline = time.monotonic() + left
+            if left <= 0 or not line.open or line.made != made:
                 return []
             for number, _ in poll.poll(left * 1000):
                 if number == bell[0].fileno():

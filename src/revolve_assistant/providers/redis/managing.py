@@ -11,10 +11,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hiredis import ReplyError
+
 from ...engine import Buried, Count, Overdue, Parcel, Plan, Rule
 from ...errors import ClientClosed, Unreachable, UsageError
 from .address import Place
-from .connection import Connection
+from .connection import Command, Connection
 from .hearing import Hearing
 from .scripts import script
 
@@ -71,6 +73,13 @@ class Managing:
 
     def _ask(self, name: str, *args: Any) -> Any:
         """A script's answer. One that is lost with the connection is asked for again, once: scripts bear that."""
+        return self._ask_after((), name, *args)[-1]
+
+    def _ask_after(self, first: Sequence[Command], name: str, *args: Any) -> list[Any]:
+        """The same, with commands in front of it, which bear being repeated too: all answers, errors of those included.
+
+        Raises `Unreachable` also where one of those is what fails.
+        """
         line = self._line
         began = time.monotonic()
         again = True
@@ -78,7 +87,15 @@ class Managing:
             try:
                 line.ready()
                 self._prepare()
-                return self._run(line, name, *args)
+                if not first:
+                    return [self._run(line, name, *args)]
+                answers = line.exchange([*first, (script(name), 1, self._base, *args)])
+                for answer in answers:
+                    if isinstance(answer, ReplyError):
+                        error = line.failure(answer)
+                        if answer is answers[-1] or isinstance(error, Unreachable):
+                            raise error
+                return answers
             except Unreachable:
                 if not again or time.monotonic() - began >= self._place.timeout / 2:
                     raise

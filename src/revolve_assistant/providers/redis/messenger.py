@@ -27,7 +27,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hiredis import ReplyError
 
@@ -37,12 +37,9 @@ from ...messenger import Batch, Message
 from ...traits import Traits
 from ..url import Url
 from .address import Place
-from .connection import Connection
+from .connection import Command, Connection
 from .hearing import run_of
 from .scripts import script
-
-if TYPE_CHECKING:
-    from ...engine import Queue
 
 LARGEST = 64 << 20  # bytes of a frame
 LOAD = 4 << 20  # bytes written or read by one script; a larger message is fetched on the connection that writes, since
@@ -105,7 +102,7 @@ class Messenger(contract.Messenger):
     )
 
     def __init__(self, place: Place) -> None:
-        self._place = place
+        self.place = self._place = place
         self._prefix = f"{{{place.namespace}}}:m:".encode()
         self._open = False
         self._run = b""
@@ -192,10 +189,19 @@ class Messenger(contract.Messenger):
 
     def keep(self, channels: Iterable[str], *, seconds: float, cap: int) -> None:
         self._joined()
+        for command in self.keeping(channels, seconds=seconds, cap=cap):
+            with self._writing:
+                self._line.call(*command)
+
+    def keeping(self, channels: Iterable[str], *, seconds: float, cap: int) -> list[Command]:
+        """The commands that `keep` sends: a Queue on the same server sends them along with its own."""
         names = list(channels)
         life = max(1, round(min(seconds, LONGEST) * 1000))
-        for at in range(0, len(names), BATCH):
-            self._do("keep", names[at : at + BATCH], [os.urandom(8), min(cap, (1 << 48) - 1), life])
+        keep, least = script("messages/keep"), min(cap, (1 << 48) - 1)
+        return [
+            (keep, len(part), *map(self._key, part), os.urandom(8), least, life)
+            for part in (names[at : at + BATCH] for at in range(0, len(names), BATCH))
+        ]
 
     def forget(self, channel: str, upto: bytes | None = None) -> None:
         self._joined()

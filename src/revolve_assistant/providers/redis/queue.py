@@ -43,20 +43,29 @@ nor is a restart of the server or a fail-over, after which everybody is gone: th
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from hiredis import ReplyError
+
 from ... import engine as contract
+from ... import messenger as contract_of_messages
 from ...engine import EngineState, Lease, Outcome, Parcel, Sink
 from ...errors import ProviderError, Unreachable, UsageError
 from ...traits import Traits
 from ..url import Url
 from .address import Place
+from .connection import Command
 from .guard import Guard
 from .hearing import Hearing
 from .managing import Managing, group
+from .messenger import Messenger
+from .scripts import script
+
+log = logging.getLogger("revolve_assistant")
 
 OPTIONS = ("lease", "keep_buried", "most_buried")
 LEASE = 30.0  # seconds
@@ -96,6 +105,7 @@ class Queue(Managing, contract.Queue):
         self._client = os.urandom(8).hex()
         self._number = 0  # of the last submission
         self._doubt: tuple[int, list[Parcel]] | None = None  # a submission whose answer was lost
+        self._first: list[Command] = []  # to be carried out before the next submission
         self._asked: dict[str, str] = {}  # the same of cancels: number of the request
         self._held: set[str] = set()
         self._hearing = Hearing(place, self._base, round(lease * 1000), self._fetch)
@@ -183,6 +193,24 @@ class Queue(Managing, contract.Queue):
     def submit(self, parcels: Sequence[Parcel], sink: Sink) -> Mapping[str, str]:
         """As the contract has it. A body may have 64 MiB: what is larger belongs into a store of its own, and its name
         into the task. Raises `UsageError`, `Unreachable`, `Overloaded` (the server's memory is full)."""
+        return self._submit_after([], parcels)
+
+    def submit_and_keep(
+        self,
+        parcels: Sequence[Parcel],
+        sink: Sink,
+        messenger: contract_of_messages.Messenger,
+        channels: Sequence[str],
+        *,
+        seconds: float,
+        cap: int,
+    ) -> Mapping[str, str] | None:
+        if not isinstance(messenger, Messenger) or not messenger.place.is_at(self._place):
+            return super().submit_and_keep(parcels, sink, messenger, channels, seconds=seconds, cap=cap)
+        return self._submit_after(messenger.keeping(channels, seconds=seconds, cap=cap), parcels)
+
+    def _submit_after(self, first: list[Command], parcels: Sequence[Parcel]) -> Mapping[str, str]:
+        """Submit, having other commands carried out before, in the same request."""
         self._joined()
         for parcel in parcels:
             if len(parcel.body) > LARGEST:
@@ -194,6 +222,7 @@ class Queue(Managing, contract.Queue):
                 raise UsageError(f"a delay of {parcel.delay:g} s for task {parcel.id} is more than ten years")
         refused: dict[str, str] = {}
         with self._busy:
+            self._first = first
             rest = self._again(list(parcels), refused)
             for batch in _batches(rest):
                 self._number += 1
@@ -232,7 +261,11 @@ class Queue(Managing, contract.Queue):
             args[at] = count
         self._doubt = (number, parcels)
         try:
-            answer = self._ask("submit", *args)
+            first, self._first = self._first, []
+            *others, answer = self._ask_after(first, "submit", *args)
+            for other in others:
+                if isinstance(other, ReplyError):  # too late to refuse
+                    log.warning("tasks were submitted without a log: %s", self._line.failure(other))
         except Unreachable:
             raise
         except ProviderError:
@@ -245,36 +278,58 @@ class Queue(Managing, contract.Queue):
     # ---- taking
 
     def take(self, queues: Sequence[str], *, limit: int, wait: float) -> Sequence[Lease]:
-        deadline = time.monotonic() + wait
-        hearing = self._hearing
         self._joined()
         with self._busy:
-            while True:
-                self._joined()
-                left = 0.0 if hearing.woken else deadline - time.monotonic()
-                leases, due = self._look(queues, limit, left > 0)
-                if leases or left <= 0:
-                    hearing.rest()
-                    return leases
-                if due <= 0:
-                    continue
-                leases = hearing.listen(self._line, min(left, due, SLICE))
-                if leases:
-                    self._held.update([lease.id for lease in leases])
-                    return leases
-                if hearing.woken or time.monotonic() >= deadline:
-                    leases, _ = self._look((), 0, False)  # waits no more, and gets what came just now
-                    hearing.rest()
-                    return leases
+            return self._take([], queues, limit, wait)
 
-    def _look(self, queues: Sequence[str], limit: int, waits: bool) -> tuple[list[Lease], float]:
+    def settle_and_take(
+        self, outcomes: Sequence[tuple[Lease, Outcome]], queues: Sequence[str], *, limit: int, wait: float
+    ) -> Sequence[Lease]:
+        self._joined()
+        with self._busy:
+            leases = self._take(list(self._settling(outcomes)), queues, limit, wait)
+            self._held.difference_update([lease.id for lease, _ in outcomes])
+            self._held.update([lease.id for lease in leases])  # one that was released is perhaps ours again
+            return leases
+
+    def _take(self, first: list[Command], queues: Sequence[str], limit: int, wait: float) -> Sequence[Lease]:
+        deadline = time.monotonic() + wait
+        hearing = self._hearing
+        while True:
+            self._joined()
+            left = 0.0 if hearing.woken else deadline - time.monotonic()
+            leases, due = self._look(queues, limit, left > 0, first)
+            first = []
+            if leases or left <= 0:
+                hearing.rest()
+                return leases
+            if due <= 0:
+                continue
+            leases = hearing.listen(self._line, min(left, due, SLICE))
+            if leases:
+                self._held.update([lease.id for lease in leases])
+                hearing.rest()
+                return leases
+            if hearing.woken or time.monotonic() >= deadline:
+                leases, _ = self._look((), 0, False)  # waits no more, and gets what came just now
+                hearing.rest()
+                return leases
+
+    def _look(
+        self, queues: Sequence[str], limit: int, waits: bool, first: Sequence[Command] = ()
+    ) -> tuple[list[Lease], float]:
         """Leases, or seconds after which to look again."""
         hearing = self._hearing
         hearing.listens = True
         lease = round(self.lease * 1000)
+        limit = min(limit, 1000)
         while True:
-            limit = min(limit, 1000)
-            answer = self._ask("take", hearing.taker, hearing.seen, limit, lease, int(waits), hearing.run, *queues)
+            args = (hearing.taker, hearing.seen, limit, lease, int(waits), hearing.run, *queues)
+            *others, answer = self._ask_after(first, "take", *args)
+            first = ()
+            for other in others:
+                if isinstance(other, ReplyError):  # what was given just now is given again
+                    raise self._line.failure(other)
             if answer[0] == -1:  # the server has lost its memory
                 hearing.forgotten()
                 continue
@@ -301,18 +356,23 @@ class Queue(Managing, contract.Queue):
     def settle(self, outcomes: Sequence[tuple[Lease, Outcome]]) -> None:
         self._joined()
         with self._busy:
-            for at in range(0, len(outcomes), BATCH):
-                part = outcomes[at : at + BATCH]
-                done: list[Any] = []
-                others: list[Any] = []
-                for lease, outcome in part:
-                    if outcome.kind == "done":
-                        done += (lease.id, lease.token)
-                    else:
-                        others += (lease.id, lease.token, outcome.kind, max(0.0, outcome.delay) * 1000)
-                        others += (int(outcome.counted), outcome.reason)
-                self._ask("settle", self._hearing.taker, *self._keep, len(done) // 2, *done, *others)
-                self._held.difference_update([lease.id for lease, _ in part])
+            for _, _, _, *args in self._settling(outcomes):
+                self._ask("settle", *args)
+            self._held.difference_update([lease.id for lease, _ in outcomes])
+
+    def _settling(self, outcomes: Sequence[tuple[Lease, Outcome]]) -> Iterator[Command]:
+        """The commands for that."""
+        for at in range(0, len(outcomes), BATCH):
+            done: list[Any] = []
+            others: list[Any] = []
+            for lease, outcome in outcomes[at : at + BATCH]:
+                if outcome.kind == "done":
+                    done += (lease.id, lease.token)
+                else:
+                    others += (lease.id, lease.token, outcome.kind, max(0.0, outcome.delay) * 1000)
+                    others += (int(outcome.counted), outcome.reason)
+            head = (self._hearing.taker, *self._keep, len(done) // 2)
+            yield (script("settle"), 1, self._base, *head, *done, *others)
 
     # ---- asking
 
