@@ -20,12 +20,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import msgspec
 
 from .errors import Unsupported
 from .traits import Traits
+
+if TYPE_CHECKING:
+    from .messenger import Messenger
 
 EngineState = Literal["queued", "running", "unknown"]
 
@@ -235,6 +238,20 @@ class Queue(Engine):
     lease: float = 30.0
     """Seconds after which a parcel that was taken and not extended may go to another worker."""
 
+    def submit_and_keep(
+        self,
+        parcels: Sequence[Parcel],
+        sink: Sink,
+        messenger: Messenger,
+        channels: Sequence[str],
+        *,
+        seconds: float,
+        cap: int,
+    ) -> Mapping[str, str] | None:
+        """`messenger.keep` these channels, then `submit`: as one request, where both are on one server."""
+        messenger.keep(channels, seconds=seconds, cap=cap)
+        return self.submit(parcels, sink)
+
     @abstractmethod
     def take(self, queues: Sequence[str], *, limit: int, wait: float) -> Sequence[Lease]:
         """Up to `limit` leases, earlier names and higher priorities first; waits up to `wait` seconds for one."""
@@ -246,6 +263,13 @@ class Queue(Engine):
     @abstractmethod
     def settle(self, outcomes: Sequence[tuple[Lease, Outcome]]) -> None:
         """Settle the leases. One that was lost meanwhile (fenced) is passed over silently."""
+
+    def settle_and_take(
+        self, outcomes: Sequence[tuple[Lease, Outcome]], queues: Sequence[str], *, limit: int, wait: float
+    ) -> Sequence[Lease]:
+        """`settle`, then `take`: as one request, where that can be. When it raises, any of that may have been done."""
+        self.settle(outcomes)
+        return self.take(queues, limit=limit, wait=wait)
 
     # --- with the trait `manages`: from any thread of the same process, one at a time; `open` first
 

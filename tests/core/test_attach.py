@@ -8,7 +8,18 @@ import time
 
 import pytest
 
-from revolve_assistant import Client, TaskCancelled, TaskLost, Unsupported, Worker, ask, current_task, emit, report
+from revolve_assistant import (
+    Client,
+    TaskCancelled,
+    TaskLost,
+    Unsupported,
+    Untrusted,
+    Worker,
+    ask,
+    current_task,
+    emit,
+    report,
+)
 from revolve_assistant.engine import Parcel
 from revolve_assistant.providers.memory import Queue
 
@@ -153,6 +164,34 @@ def test_the_owners_cancel_of_an_untaken_task_is_heard_by_strangers(place):
         for each in (other, task):
             with pytest.raises(TaskCancelled):
                 each.result(10)
+
+
+def test_a_task_of_another_secret_ends_here_as_untrusted_and_goes_on_there(place, worker):
+    with Client(place) as ours, Client(place, secret="another of sixteen") as theirs:
+        task = ours.submit(listen)
+        for event in task.events("listening"):
+            if event.name == "listening":
+                other = theirs.attach(task.id)
+                with pytest.raises(Untrusted, match=f"task {task.id} is signed with the key .* give both the same"):
+                    other.result(10)
+                assert other.state == "lost"
+                fine = theirs.attach(theirs.options(queue="nobodys").submit(count, 1).id)  # it concerns that one alone
+                assert fine.state == "pending"
+                task.send("end", 1)
+        assert task.result(10) == [1]
+        assert fine.state == "pending"
+
+
+def test_who_cancels_with_another_secret_is_told_what_that_means(place, caplog):
+    with Client(place) as ours, Client(place, secret="another of sixteen") as theirs:
+        task = ours.submit(count, 1)
+        task.queued()
+        other = theirs.attach(task.id)
+        other.cancel()
+        with pytest.raises(TaskCancelled):
+            other.result(10)
+        assert f"task {task.id} was signed with another secret: who waits for it is not told" in caplog.text
+        assert task.state == "pending"
 
 
 @pytest.mark.parametrize("name", ["nobody", "", "../etc/passwd", "x" * 200, "ä"])

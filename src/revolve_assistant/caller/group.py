@@ -36,6 +36,7 @@ class Group(Task[list[Any]]):
         self._sum = 0.0  # of the members' fractions
         self._fractions: dict[str, float] = {}
         self._due = 0.0  # monotonic seconds of the next progress
+        self._told = -1.0  # the fraction that was told last
         client._tasks[self.id] = self
         self._take_start("group", time())
         if not members:
@@ -72,18 +73,28 @@ class Group(Task[list[Any]]):
         taken = [member.send(name, *args) for member in self.members]
         return any(taken)
 
+    @property
+    def progress(self) -> Progress | None:
+        """As it is now, also between two events."""
+        with _ending:
+            return Progress(*self._so_far(), None) if self._told >= 0.0 else None
+
+    def _so_far(self) -> tuple[float, int, int]:
+        total = len(self.members)
+        return min(1.0, self._sum / total), total - self._open, total
+
     def _moved(self, member: Task[Any], fraction: float) -> None:
-        """A member got on: add what it gained to the sum; tell at most 20 times a second, and at the end."""
+        """A member got on: add what it gained to the sum. It is told at most 20 times a second, but each hundredth at
+        once, since nobody may move again for long; and the end."""
         with _ending:
             self._sum += fraction - self._fractions.get(member._id, 0.0)
             self._fractions[member._id] = fraction
-            total = len(self.members)
-            done = total - self._open
+            whole, done, total = self._so_far()
             now = monotonic()
-            if now < self._due and done < total:
+            if now < self._due and done < total and abs(whole - self._told) < 0.01:
                 return
-            self._due = now + 0.05
-            record = [PROGRESS, 0, "progress", time(), min(1.0, self._sum / total), done, total, None]
+            self._due, self._told = now + 0.05, whole
+            record = [PROGRESS, 0, "progress", time(), whole, done, total, None]
         self._take_events([record], 64)
 
     def _member_ended(self, member: Task[Any]) -> None:

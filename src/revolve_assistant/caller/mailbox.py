@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
-from ..errors import ProviderError, Untrusted
+from ..errors import ClientClosed, ProviderError, Untrusted
 from ..messenger import Message, Messenger
 from ..wire import frames as wire
 from ..wire.seal import Keyring, Purpose
@@ -20,6 +20,8 @@ log = logging.getLogger("revolve_assistant")
 KEEP = 300.0  # seconds that an inbox outlives its client
 CAP = 64 << 20  # bytes of events that wait in it
 READ = 1000  # messages read at once
+UNTIDY = (200, 256 << 10)  # messages, and their bytes, that were read and may stay in it for a moment
+TIDY = 0.05  # seconds of quiet after which they go
 
 
 class Mailbox:
@@ -45,6 +47,7 @@ class Mailbox:
         self._distrusted = distrusted
         self._kept = 0.0  # until when it is known to be kept, monotonic seconds
         self._cursor = b""
+        self._left = [0, 0]  # messages that were read and are still there, and their bytes
         self._joiner = wire.Joiner()
 
     @property
@@ -66,6 +69,7 @@ class Mailbox:
         self._kept = made + KEEP
         if self.fresh:
             self._cursor = b""
+            self._left = [0, 0]
             self.fresh = False
 
     def read(self, wait: float) -> tuple[list[tuple[str, list[Any]]], int]:
@@ -85,16 +89,28 @@ class Mailbox:
                 found.append(opened)
         if messages:
             self._cursor = messages[-1].cursor
-            self._taken()
+            self._taken(messages)
         if lost:
             self._lost()
         return found
 
-    def _taken(self) -> None:
-        try:
-            self.messenger.forget(self.channel, self._cursor)
-        except ProviderError as error:  # the next read says so; what was read counts all the same
-            log.debug("what was read stays in the inbox: %s", error)
+    def _taken(self, messages: list[Message]) -> None:
+        self._left[0] += len(messages)
+        self._left[1] += sum([len(message.frame) for message in messages])
+
+    @property
+    def untidy(self) -> bool:
+        """Something is in it that was read."""
+        return self._left[0] > 0
+
+    def tidy(self, quiet: bool) -> None:
+        """Forget what was read, if it is much or there is time for it: it takes a request, and nobody waits for it."""
+        if self._left[0] >= UNTIDY[0] or self._left[1] >= UNTIDY[1] or (quiet and self._left[0]):
+            self._left = [0, 0]
+            try:
+                self.messenger.forget(self.channel, self._cursor)
+            except ProviderError as error:  # the next read says so; what was read counts all the same
+                log.debug("what was read stays in the inbox: %s", error)
 
     def _lost(self) -> None:
         if not self.fresh:
@@ -119,7 +135,7 @@ class Mailbox:
         """Remove it."""
         try:
             self.messenger.forget(self.channel)
-        except ProviderError as error:
+        except (ProviderError, ClientClosed) as error:  # closed: it never could be opened
             log.debug("the inbox stays until it expires: %s", error)
 
 
@@ -141,7 +157,7 @@ class TaskLog(Mailbox):
         self.drained = 0.0  # when it was last read to its end, monotonic seconds
         self.heard = False  # anything at all
 
-    def _taken(self) -> None:
+    def _taken(self, messages: list[Message]) -> None:
         self.heard = True
 
     def _lost(self) -> None:

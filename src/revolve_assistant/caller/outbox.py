@@ -41,6 +41,7 @@ class Outbox:
         self.jobs: deque[RemoteJob] = deque()
         self.words: deque[tuple[str, bytes]] = deque()  # (channel, sealed message)
         self.cancels: deque[RemoteJob] = deque()
+        self.again: dict[str, str] = {}  # tasks that repeat buried ones, until their logs say so
         self._missed: list[RemoteJob] = []  # to be taken back between two attempts, and not there just then
         self._missed_next = 0.0
         self._held_off: list[RemoteJob] = []  # to be submitted again: their key is not free yet
@@ -101,11 +102,16 @@ class Outbox:
     def _hand_over(self, parcels: list[Parcel]) -> None:
         remote = self._remote
         logs = [wire.log_of(parcel.id) for parcel in parcels if parcel._.history]
-        if logs:
-            seconds = EXPIRY + max([parcel.delay for parcel in parcels])
-            remote.messenger.keep(logs, seconds=seconds, cap=LOG_CAP)
+        if self.again:
+            self._say_again(parcels)
         try:
-            others = remote.queue.submit(parcels, _Nobody)
+            if logs:
+                seconds = EXPIRY + max([parcel.delay for parcel in parcels])
+                others = remote.queue.submit_and_keep(
+                    parcels, _Nobody, remote.messenger, logs, seconds=seconds, cap=LOG_CAP
+                )
+            else:
+                others = remote.queue.submit(parcels, _Nobody)
             if others:
                 self._give_way(parcels, others)
         except UsageError as error:  # one of them is what the queue does not take
@@ -114,6 +120,17 @@ class Outbox:
                 return
             for parcel in parcels:
                 self._hand_over([parcel])
+
+    def _say_again(self, parcels: list[Parcel]) -> None:
+        """Before a worker can have them, so that its run is the later one."""
+        remote = self._remote
+        for parcel in parcels:
+            old = self.again.get(parcel.id)
+            if old is not None:
+                log = wire.log_of(parcel.id)
+                remote.messenger.keep([log], seconds=EXPIRY + parcel.delay, cap=LOG_CAP)
+                remote.messenger.write([remote.watches.sealed(parcel.id, (wire.WAITING, f"task {old} is run again"))])
+                del self.again[parcel.id]
 
     def _give_way(self, parcels: list[Parcel], others: Mapping[str, str]) -> None:
         """Some were not taken, since other tasks hold their keys: these are the same tasks as those."""

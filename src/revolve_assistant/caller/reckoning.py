@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from ..errors import TaskLost, Untrusted
 from ..pool.reports import REPORT_LOST, REPORT_RAISED
 from ..wire import control
+from ..wire.about import read
 
 if TYPE_CHECKING:
     from .inbox import RemoteJob
@@ -90,11 +91,8 @@ class Reckoning:
         due = now + QUIET
         if remote.jobs and not remote.worker_seen and not self._lonely:
             if now - self._began >= LONELY:
+                self._say_lonely()
                 self._lonely = True
-                log.warning(
-                    "no worker has been heard of for %g s: start one with  revolve worker %s",
-                    LONELY, remote.place,
-                )  # fmt: skip
             else:
                 due = min(due, self._began + LONELY)
         if self._distrusted is not None:
@@ -109,6 +107,22 @@ class Reckoning:
         if now >= self._next:
             self._next = now + (AGAIN if self._ask(now) else QUIET)
         return min(due, self._next)
+
+    def _say_lonely(self) -> None:
+        """Nothing was heard of any worker: they are busy, or there is none, or none for these queues."""
+        remote = self._remote
+        queues = {job.parcel.queue for job in list(remote.jobs.values())}
+        if remote.queue.traits.manages:
+            served = [read(key, about).queues for key, about in remote.queue.workers().items()]
+            queues -= {name for names in served for name in names or queues}
+            if not queues:
+                return
+        flags = "" if queues == {"default"} else f" -q {','.join(sorted(queues))}"
+        which = f" of queue {', '.join(sorted(queues))}" if flags else ""
+        log.warning(
+            "no worker%s has been heard of for %g s: start one with  revolve worker %s%s",
+            which, LONELY, remote.place, flags,
+        )  # fmt: skip
 
     def _ask(self, now: float) -> bool:
         """Ask the queue about tasks of which nothing was heard. True: some are in doubt."""

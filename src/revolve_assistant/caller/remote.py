@@ -27,13 +27,14 @@ from ..wire import frames as wire
 from ..wire.seal import Purpose
 from .foreign import Call, Calls, Foreign
 from .inbox import Inbox, RemoteJob
-from .mailbox import Mailbox, read_together
+from .mailbox import TIDY, Mailbox, read_together
 from .outbox import Outbox
 from .reckoning import Reckoning
 from .watching import Watches
 
 if TYPE_CHECKING:
     from ..providers.carriers import Carriers
+    from .desk import Desk
 
 log = logging.getLogger("revolve_assistant")
 
@@ -89,6 +90,7 @@ class Remote:
         self._bell = threading.Condition(self._lock)  # of the sender
         self._work = threading.Condition(self._lock)  # of the reader
         self.outbox = Outbox(self)
+        self.desk: Desk | None = None  # made by who needs it
         self._stacks: dict[str, list[Any]] = {}
         self._sleeping = False
         self._news = False  # somebody rang while the sender was busy
@@ -235,6 +237,8 @@ class Remote:
                 wake()
                 thread.join(FLUSH + 5.0)
         self.calls.close()
+        if self.desk is not None:
+            self.desk.close()
         if self.sender is not None:
             if not self.jobs:
                 self.main.forget()
@@ -475,12 +479,15 @@ class Remote:
     def take_all(self, wait: float) -> int:
         """Read the inbox and all logs that are watched, and report what came. As `take`."""
         total = 0
+        if self.main.untidy:
+            wait = min(wait, TIDY)
         for box, found, count in read_together(self.messenger, [self.main, *list(self.watches.boxes)], wait):
             watch = self.watches.boxes.get(box)
             self._take(box, found, watch.inbox if watch is not None else self.inbox)
             total += count
             if watch is not None:
                 self.watches.look(box)
+        self.main.tidy(not total)
         self.reckoning.read(monotonic(), total)
         return total
 
@@ -488,6 +495,7 @@ class Remote:
         """Read a further mailbox and report what came; the number of messages. Raises `Unreachable`."""
         found, count = box.read(wait)
         self._take(box, found, self.inbox)
+        box.tidy(not count)
         return count
 
     def _take(self, box: Mailbox, found: list[tuple[str, list[Any]]], inbox: Inbox) -> None:

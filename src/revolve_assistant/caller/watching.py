@@ -10,9 +10,11 @@ told of a task is put together from its log by the same rules as from an inbox: 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from ..engine import Buried
     from .remote import Remote
 
+log = logging.getLogger("revolve_assistant")
+
 GRACE = 1.0  # seconds that a task may take to get to where others see it, once its id is known
 _LOOK = 0.1  # seconds between two looks for it
 _ID = re.compile(r"[A-Za-z0-9._-]{1,60}\Z")
@@ -37,11 +41,12 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,60}\Z")
 class Watch:
     """A job and the log that it is heard through."""
 
-    __slots__ = ("box", "inbox", "job")
+    __slots__ = ("box", "inbox", "job", "refused")
 
     def __init__(self, job: RemoteJob, box: TaskLog, begun: Callable[[RemoteJob], None]) -> None:
         self.job = job
         self.box = box
+        self.refused: Untrusted | None = None
         self.inbox = Inbox({job.parcel.id: job}, begun)
 
 
@@ -84,9 +89,15 @@ class Watches:
     def open(self, job: RemoteJob) -> None:
         """Read the log of a job, beside or in place of the inbox."""
         remote = self._remote
-        box = TaskLog(remote.messenger, job.parcel.id, remote.keys, remote.namespace, remote.distrust)
+        refused = partial(self._refused, job) if job.attached else remote.distrust
+        box = TaskLog(remote.messenger, job.parcel.id, remote.keys, remote.namespace, refused)
         watch = job.log = Watch(job, box, remote.begun)
         self.boxes[box] = watch
+
+    def _refused(self, job: RemoteJob, error: Untrusted) -> None:
+        """What stands in the log of somebody's task is not signed with a key of ours."""
+        if job.log is not None:
+            job.log.refused = error
 
     def drop(self, job: RemoteJob) -> None:
         """The job has ended, or is heard elsewhere."""
@@ -121,11 +132,23 @@ class Watches:
             self.forget(job)
         elif job.follows:
             self.follow(job, job.follows)
+        elif watch.refused is not None and job.run is None and not job.started:  # nothing in it is for us
+            self._remote.end(job, REPORT_LOST, self._strange(job, watch.refused))
+            self.forget(job)
         elif watch.box.gone:
             self.drop(job)
             job.log = watch
             self.missing.append(watch)
             self._remote.ring()
+
+    def _strange(self, job: RemoteJob, error: Untrusted) -> Untrusted:
+        if getattr(error, "reason", "") != "unknown key":
+            return Untrusted(f"what task {job.parcel.id} said was refused: {error}")
+        theirs, ours = getattr(error, "fingerprint", "") or "?", ", ".join(self._remote.keys.fingerprints)
+        return Untrusted(
+            f"task {job.parcel.id} is signed with the key {theirs}, this client has {ours}: give both the same secret "
+            "(REVOLVE_SECRET or REVOLVE_SECRET_FILE)"
+        )
 
     def settle_missing(self) -> float:
         """Say what becomes of tasks whose log is not there; asks the queue. When to come again, monotonic seconds.
@@ -172,29 +195,46 @@ class Watches:
         found = remote.queue.exhume(id)
         if found is None:
             return False
-        self.tell(found, (wire.CANCELLED, "unstarted", []))
+        if not self.tell(found, (wire.CANCELLED, "unstarted", [])):
+            log.warning(
+                "task %s was signed with another secret: who waits for it is not told, and may send it again", id
+            )
         remote.end(job, REPORT_CANCELLED, "unstarted")
         return True
 
-    def tell(self, task: Buried, end: tuple[Any, ...]) -> None:
-        """Have all who wait for a task that was taken out of the queue told how it ended."""
+    def tell(self, task: Buried, end: tuple[Any, ...]) -> bool:
+        """Have all who wait for a task that was taken out of the queue told how it ended. False: they would not believe
+        it, since the task was not signed with a key of ours."""
         remote = self._remote
-        channels = [wire.log_of(task.id)]
         try:
             inbox, sealed = envelope.unwrap(task.body)
-            remote.keys.open(Purpose.TASK, f"{remote.namespace}/{task.queue}", sealed)
-            channels.append(inbox)
+            # However old it is: it is not run, and who waits is to be told.
+            opened = remote.keys.open(Purpose.TASK, f"{remote.namespace}/{task.queue}", sealed, now=0.0)
         except (Untrusted, ProviderError):
-            pass  # it was not sealed with a key of ours: nobody whom we could tell
+            return False
+        channels = [wire.log_of(task.id), inbox]
+        try:
+            inside = envelope.decode(opened)
+            channels = [wire.log_of(task.id), inside.inbox] if inside.history else [inside.inbox]
+        except ProviderError:
+            pass  # of a later release
         for channel in channels:
             self._post(channel, task.id, end, True)
+        return True
 
     def note(self, task_id: str, record: tuple[Any, ...], numbered: bool = True) -> None:
         """Have a record written to a task's log, as all of a run of its own, or as one that belongs to no run."""
         self._post(wire.log_of(task_id), task_id, record, numbered)
 
     def _post(self, channel: str, task_id: str, record: tuple[Any, ...], numbered: bool) -> None:
+        self._remote.post(*self._sealed(channel, task_id, record, numbered))
+
+    def sealed(self, task_id: str, record: tuple[Any, ...]) -> tuple[str, bytes]:
+        """The channel and the message that `note` has written."""
+        return self._sealed(wire.log_of(task_id), task_id, record, True)
+
+    def _sealed(self, channel: str, task_id: str, record: tuple[Any, ...], numbered: bool) -> tuple[str, bytes]:
         remote = self._remote
         frame = (task_id, os.urandom(8), int(numbered), [record])
         data = wire.encode("", list(remote.keys.fingerprints), [frame])
-        remote.post(channel, remote.keys.seal(Purpose.EVENT, f"{remote.namespace}/{channel}", data))
+        return channel, remote.keys.seal(Purpose.EVENT, f"{remote.namespace}/{channel}", data)

@@ -15,7 +15,17 @@ COMMANDS = {
     "worker": "take tasks from a queue and run them here",
     "doctor": "say what is wrong with an address, and what to do about it",
     "secret": "make a secret to sign with, or show the fingerprint of the one in use",
+    "watch": "watch tasks of any process live",
+    "send": "send a message to a running task, or answer its question",
+    "cancel": "stop tasks, or take them out of the queue",
     "stack": "show where a running task is, line by line",
+    "top": "show what a queue holds, who takes from it, what runs",
+    "dead": "list tasks that came to a bad end",
+    "retry": "run such a task again",
+    "purge": "remove what waits in a queue, or what is buried there",
+    "pause": "have no worker take tasks of a function",
+    "resume": "have workers take them again",
+    "limit": "limit how many tasks of a function run or start on all workers",
 }
 """Name -> what it is for, in the order in which people meet them."""
 

@@ -51,6 +51,7 @@ class Command(argparse.ArgumentParser):
         if unknown:
             self._refuse(unknown[0])
         found.tail = tail
+        found.prog = self.prog
         return found
 
     def error(self, message: str) -> NoReturn:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..event import ENDS, Event, Progress
 from ..views.escape import printable
+from .event_json import error_of, fields_of
 from .run_items import Ahead, Item
 from .run_log import Log, line
 from .run_output import ERR, LOG, OUT, Lines, Turns, to_bytes, to_json, to_text, write_all
@@ -273,17 +274,7 @@ class Batch:
         self._count()
 
     def _error(self, job: Job, event: Event) -> BaseException:
-        value = event.args[0] if event.args else None
-        if isinstance(value, BaseException):
-            return value
-        if job.task is not None and event.name != "cancelled":
-            with suppress(BaseException):
-                found = job.task.exception(timeout=0)
-                if found is not None:
-                    return found
-        from ..errors import TaskCancelled, TaskLost
-
-        return TaskLost(to_text(value)) if event.name == "lost" else TaskCancelled(f"by {to_text(value)}")
+        return error_of(event, job.task)
 
     def _failed(self, job: Job, event: Event, error: BaseException) -> None:
         if len(self.failures) < MOST_FAILURES:
@@ -310,24 +301,7 @@ class Batch:
             "time": event.time,
             **more,
         }
-        args = event.args
-        match event.name:
-            case "succeeded":
-                fields["result"] = args[0] if args else None
-            case "failed" | "lost" | "cancelled":
-                fields["error"] = short(self._error(job, event))
-            case "output" | "error_output" if args:
-                fields["text"] = args[0]
-            case "progress" if args and isinstance(args[0], Progress):
-                progress = args[0]
-                fields |= {
-                    "fraction": progress.fraction,
-                    "done": progress.done,
-                    "total": progress.total,
-                    "message": progress.message,
-                }
-            case _:
-                fields["args"] = [item if _is_json(item) else to_text(item) for item in args]
+        fields |= fields_of(event, self._error(job, event) if event.name in ENDS - {"succeeded"} else None)
         return to_json(fields) + "\n"
 
     # --- writing
@@ -353,7 +327,3 @@ class Batch:
             else:
                 with suppress(OSError):  # the terminal is gone
                     print(f"revolve run: {text}", file=sys.stderr, flush=True)
-
-
-def _is_json(value: object) -> bool:
-    return value is None or isinstance(value, (bool, int, str, list, dict, float))

@@ -64,7 +64,9 @@ def what(state: str, error: BaseException) -> str:
 
 def traceback_of(error: BaseException) -> str:
     """The traceback in the worker process."""
-    remote = getattr(error, "remote_traceback", "")
+    from ..wire.remote import remote_traceback
+
+    remote = remote_traceback(error)
     if not remote:
         import traceback
 

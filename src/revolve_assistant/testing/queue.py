@@ -18,9 +18,9 @@ from typing import ClassVar
 
 from ..engine import Lease, Outcome, Parcel, Queue
 from ..errors import ClientClosed
-from .checks import PATIENCE, PROMPT, Aside, claim, entered, equal, fresh, needs, opened, refuses, tests_of
+from .checks import PATIENCE, PROMPT, Aside, claim, entered, equal, eventually, fresh, needs, opened, refuses, tests_of
 from .managing import MANAGING_CHECKS
-from .tasks import DONE, Make, brief, has_lease, none_left, some, state, submit, take, take_for
+from .tasks import DONE, NOBODY, Make, brief, has_lease, none_left, some, state, submit, take, take_for
 
 
 def check_order(make: Make) -> None:
@@ -197,6 +197,52 @@ def check_release(make: Make) -> None:
             lease = take(taker, name)[0]
             claim(time.monotonic() - began >= 0.95, "a task released for 1 s was taken before")
         taker.settle([(lease, DONE)])
+
+
+def check_settle_and_take(make: Make) -> None:
+    """`settle_and_take` does both, and waits as `take` does."""
+    with opened(make) as (giver, taker):
+        name = fresh()
+        submit(giver, *some(name, 2))
+        first = take(taker, name)[0]
+        second = taker.settle_and_take([(first, DONE)], [name], limit=1, wait=PATIENCE)
+        equal([lease.id for lease in second], [f"{name}.1"], "the next task")
+        equal(state(giver, first.id), "unknown", "state of the task that was done")
+        equal(list(taker.settle_and_take([(second[0], DONE)], [name], limit=1, wait=0)), [], "with nothing there")
+        equal(state(giver, second[0].id), "unknown", "state of the second one")
+        submit(giver, *some(f"{name}.more", 1))
+        third = take(taker, f"{name}.more")[0]
+        longest = min(2 * PATIENCE, taker.traits.max_wait)
+        waiting = entered(lambda: taker.settle_and_take([(third, DONE)], [name], limit=1, wait=longest))
+        eventually(lambda: state(giver, third.id) == "unknown", "what was settled is so before the waiting ends")
+        submit(giver, Parcel(f"{name}.last", queue=name))
+        last = list(waiting.result(PROMPT, "a waiting one returns with a task"))
+        equal([lease.id for lease in last], [f"{name}.last"], "what it waited for")
+        again = list(taker.settle_and_take([(last[0], Outcome("release"))], [name], limit=1, wait=PATIENCE))
+        equal([lease.id for lease in again], [f"{name}.last"], "what was released comes again")
+        taker.settle([(again[0], DONE)])
+
+
+def check_submit_and_keep(make: Make) -> None:
+    """`submit_and_keep` makes channels of any messenger, and submits."""
+    from ..providers.memory import Messenger
+
+    messenger = Messenger(fresh())
+    with opened(make) as (giver, taker):
+        name = fresh()
+        messenger.open()
+        try:
+            parcels = some(name, 3)
+            giver.submit_and_keep(parcels, NOBODY, messenger, ["a", "b"], seconds=60.0, cap=1 << 20)
+            messenger.write([("a", b"1"), ("c", b"3")])
+            batch = messenger.read({"a": b"", "b": b"", "c": b""}, limit=10, wait=0)
+            equal([message.frame for message in batch.messages], [b"1"], "messages of the channels")
+            equal(set(batch.lost), {"c"}, "channels that were not made")
+        finally:
+            messenger.close()
+        leases = take(taker, name, 3)
+        equal({lease.id for lease in leases}, {parcel.id for parcel in parcels}, "tasks")
+        taker.settle([(lease, DONE) for lease in leases])
 
 
 def check_bury(make: Make) -> None:

@@ -21,9 +21,12 @@ class _Sink:
         raise AssertionError("a Queue reported to the sink of the submitter")
 
 
+NOBODY = _Sink()
+
+
 def submit(queue: Queue, *parcels: Parcel) -> Mapping[str, str]:
     """What was kept out for its key, and who holds that."""
-    return dict(queue.submit(parcels, _Sink()) or {})
+    return dict(queue.submit(parcels, NOBODY) or {})
 
 
 def some(queue: str, count: int, /, **fields: Any) -> list[Parcel]:

@@ -31,6 +31,7 @@ T = TypeVar("T")
 PER_SECOND = 10.0  # redraws
 PLAIN_EVERY = 1.0  # seconds between two lines about one task
 MOST_ROWS = 30
+MARGIN = 4  # columns: two times ^C
 
 
 class _Row:
@@ -264,7 +265,9 @@ class Bars:
         width, height = self._console.size
         room = max(1, min(MOST_ROWS, height - 3))
         bar_width = max(4, min(40, width // 4))
-        table = Table.grid(padding=(0, 1), expand=True)
+        # Not up to the edge: the terminal's own ^C would begin a new line there, and a bar would be left behind.
+        table = Table.grid(padding=(0, 1))
+        table.width = width - MARGIN if width >= 40 else width
         table.add_column(no_wrap=True, overflow="ellipsis", ratio=2)
         table.add_column(width=bar_width)
         table.add_column(no_wrap=True, justify="right", width=4)

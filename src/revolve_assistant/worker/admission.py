@@ -122,6 +122,7 @@ class Admission:
         if lease.deliveries > HANDED_OUT + envelope.terms.retries:
             held.worn_out()
             return held
+        worker.introduction.ran(envelope.name)
         held.coroutine = envelope.kind not in PLAIN
         function = Function(key_of(envelope.body), envelope.name, envelope.kind, envelope.body, True)
         work: Work | None = worker.local.get(envelope.id) if worker.local is not None else None

@@ -138,32 +138,39 @@ class Taker:
         worker = self._worker
         queue, queues = worker.queue, worker.queues
         queue.open()
+        worker.introduction.again()
         while True:
-            if self._outcomes:
-                self._settle()
             if self.answers:
                 self._answer()
             now = monotonic()
             if self.held and now - self._extended > queue.lease / 3:
                 queue.extend([held.lease for held in list(self.held.values())])
                 self._extended = now
+            said = worker.introduction.look(now)
             room = 0 if self._draining else self._room(now)
             surplus = self._surplus(now)
             if room <= 0:
+                if self._outcomes:
+                    self._settle()
                 with self._lock:
                     if self._closing and not self._due:
                         return
                     if not self._due and (self._draining or self._room(now) <= 0):
-                        self._bell.wait(min(queue.lease / 3, TOO_LONG) if surplus else queue.lease / 3)
+                        self._bell.wait(min(queue.lease / 3, said, TOO_LONG if surplus else said))
                 continue
             self._taking = True
             try:
-                wait = min(queue.traits.max_wait, TOO_LONG if surplus else WAIT, queue.lease / 3)
+                wait = min(queue.traits.max_wait, TOO_LONG if surplus else WAIT, queue.lease / 3, said)
                 if not self.connected:  # a short look says whether the queue answers; it takes its time to connect
                     wait = min(wait, self._look)
-                if self._due or self._draining:
+                outcomes = [self._outcomes[at] for at in range(len(self._outcomes))]
+                if len(self._outcomes) > len(outcomes) or self.answers or self._draining:
                     wait = 0.0
-                leases = queue.take(queues, limit=room, wait=wait)
+                if outcomes:
+                    leases = queue.settle_and_take(outcomes, queues, limit=room, wait=wait)
+                    self._settled(len(outcomes))
+                else:
+                    leases = queue.take(queues, limit=room, wait=wait)
             finally:
                 self._taking = False
             if not self.connected:
@@ -191,9 +198,12 @@ class Taker:
     def _settle(self) -> None:
         outcomes = [self._outcomes[at] for at in range(len(self._outcomes))]
         self._worker.queue.settle(outcomes)
-        for _ in outcomes:
+        self._settled(len(outcomes))
+
+    def _settled(self, count: int) -> None:
+        for _ in range(count):
             self._outcomes.popleft()
-        self.settled += len(outcomes)
+        self.settled += count
 
     def _room(self, now: float) -> int:
         """How many more may be held now."""

@@ -31,6 +31,7 @@ from ..wire.named import NamedMessenger
 from .admission import Admission, Unknowns
 from .control import Control
 from .held import Held
+from .introduction import Introduction
 from .lifecycle import Lifecycle, WorkerEvent
 from .served import Replies, targets
 from .setup import Trial
@@ -124,6 +125,7 @@ class Worker:
         self.replies = Replies(self)
         self.unknown = Unknowns(unknown_after)
         self.admission = Admission(self)
+        self.introduction = Introduction(self)
         self.lifecycle = Lifecycle(self)
         self.speaker = Speaker(self)
         self.taker = Taker(self)

@@ -1,0 +1,149 @@
+"""`revolve top`: what a queue holds, who takes from it, what runs; again every second."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ProviderError
+from .flags import Command, seconds
+from .reach import add_flags, interrupts, open_client
+
+if TYPE_CHECKING:
+    from ..caller.client import Client
+
+VERSION = 1  # of the JSON
+EPILOG = """\
+Workers introduce themselves every ten seconds, and a second after something changed. Ctrl-C ends it.
+
+exit codes: 0, 1 no server answers, 2 the call was wrong."""
+
+
+def main(argv: list[str]) -> int:
+    """Show it, once or until a signal."""
+    command = Command("top", "Show what a queue holds, who takes from it and what runs, on all workers.", epilog=EPILOG)
+    command.flag("--once", action="store_true", help="show it once and end")
+    command.flag("--json", action="store_true", help="print it as one JSON object a line (see docs/reference/cli.md)")
+    command.flag("--every", type=seconds, default=1.0, metavar="S", help="seconds between two looks (default: 1)")
+    add_flags(command)
+    found = command.read(argv)
+    with open_client(found) as client:
+        if found.once:
+            seen = look(client)
+            if found.json:
+                print(json.dumps(seen))
+            else:
+                _print(seen)
+            return 0
+        try:
+            with interrupts():
+                if found.json or not sys.stdout.isatty():
+                    _write(client, found.every, found.json)
+                else:
+                    _live(client, found.every)
+        except KeyboardInterrupt as stop:
+            if stop.args:
+                raise
+        return 0
+
+
+def look(client: Client) -> dict[str, Any]:
+    """What there is, as plain data. Raises `Unsupported`, `Unreachable`."""
+    counts, workers, rules = client.counts(), client.workers(), client.rules()
+    now = time.time()
+    queues: dict[str, dict[str, Any]] = {}
+    for each in counts:
+        queues[each.queue] = {**each._asdict(), "running": 0, "workers": 0}
+    for worker in workers:
+        for name in worker.queues:
+            if name not in queues:
+                zeros = dict.fromkeys(("pending", "delayed", "blocked", "leased", "buried"), 0)
+                queues[name] = {"queue": name, **zeros, "oldest": 0.0, "running": 0, "workers": 0}
+            queues[name]["workers"] += 1
+        for name, number in worker.busy.items():
+            if name in queues:
+                queues[name]["running"] += number
+    running = [
+        {
+            "id": each.id,
+            "function": each.name,
+            "queue": each.queue,
+            "attempt": each.attempt,
+            "seconds": round(max(0.0, now - each.since), 1),
+            "worker": worker.name,
+        }
+        for worker in workers
+        for each in worker.running
+    ]
+    return {
+        "version": VERSION,
+        "time": round(now, 3),
+        "place": client._engine.place,
+        "namespace": client._engine.namespace,
+        "queues": [queues[name] for name in sorted(queues)],
+        "workers": [_worker(each) for each in workers],
+        "running": sorted(running, key=lambda each: -float(each["seconds"])),
+        "rules": [rule._asdict() for rule in rules],
+    }
+
+
+def _worker(each: Any) -> dict[str, Any]:
+    return {
+        "name": each.name,
+        "host": each.host,
+        "pid": each.pid,
+        "version": each.version,
+        "state": each.state,
+        "pool": each.pool,
+        "queues": each.queues,
+        "concurrency": each.concurrency,
+        "running": sum(each.busy.values()),
+        "settled": each.settled,
+        "rate": each.rate,
+        "started": each.started,
+        "time": each.time,
+        "keys": each.keys,
+    }
+
+
+def _write(client: Client, every: float, as_json: bool) -> None:
+    while True:
+        seen = look(client)
+        if as_json:
+            print(json.dumps(seen), flush=True)
+        else:
+            _print(seen)
+            sys.stdout.flush()
+        time.sleep(every)
+
+
+def _print(seen: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from ..views.queues import render
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 1000  # nothing is cut in a file or pipe
+    console.print(render(seen, 1_000_000))
+
+
+def _live(client: Client, every: float) -> None:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    from ..views.escape import printable
+    from ..views.queues import render
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    with Live(render(look(client), console.height), console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            live.refresh()
+            time.sleep(every)
+            try:
+                live.update(render(look(client), console.height))
+            except ProviderError as error:
+                live.update(Text(f"{printable(str(error))}; trying again", style="red"))
