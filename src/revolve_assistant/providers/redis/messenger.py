@@ -27,7 +27,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hiredis import ReplyError
 
@@ -40,9 +40,6 @@ from .address import Place
 from .connection import Connection
 from .hearing import run_of
 from .scripts import script
-
-if TYPE_CHECKING:
-    from ...engine import Queue
 
 LARGEST = 64 << 20  # bytes of a frame
 LOAD = 4 << 20  # bytes written or read by one script; a larger message is fetched on the connection that writes, since
