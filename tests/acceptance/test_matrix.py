@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 
 from revolve_assistant import Client, TaskCancelled, TaskLost, Worker, current_task, emit, track
-from revolve_assistant.testing.servers import Gearmand, Memcached
+from revolve_assistant.testing.servers import Gearmand, Memcached, Redis
 
-ENGINES = ["memory", "gearman", "process", "fork", "thread"]
-MESSENGERS = ["memory", "gearman", "memcached", "filesystem"]
-QUEUES = {"memory", "gearman"}
+ENGINES = ["memory", "gearman", "redis", "process", "fork", "thread"]
+MESSENGERS = ["memory", "redis", "gearman", "memcached", "filesystem"]
+QUEUES = {"memory", "gearman", "redis"}
 
 Pair = tuple[Client, str]
 
@@ -30,15 +30,17 @@ Pair = tuple[Client, str]
 @pytest.fixture(scope="module")
 def places(need: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """An address of each carrier."""
-    for name in ("gearmand", "memcached"):
+    for name in ("gearmand", "memcached", "redis-server"):
         need(name)
     folder: Path = tmp_path_factory.mktemp("messages")
     with ExitStack() as stack:
         gearmand, memcached = stack.enter_context(Gearmand()), stack.enter_context(Memcached())
+        redis = stack.enter_context(Redis())
         yield {
             "memory": "memory://matrix",
             "gearman": f"gearman://127.0.0.1:{gearmand.port}/matrix",
             "memcached": f"memcached://127.0.0.1:{memcached.port}/matrix",
+            "redis": redis.url,
             "filesystem": f"file://{folder}/events",
         }
 

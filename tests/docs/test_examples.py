@@ -30,6 +30,7 @@ EXPECTED = {
     "16_original_in_event_loops.py": "trio: [0, 1, 2] done",
     "17_original_in_tk.py": "the bar moved to 100%; finished",
     "18_gearman_queue.py": "be: 2",
+    "21_redis_queue.py": "tea delivered\nLookupError('coffee is out of stock') twice: True\nkept: ",
     "19_gearman_foreign.py": 'ours, called by them: {"a": [1, 2]}',
 }
 
@@ -41,6 +42,7 @@ NEEDS = {  # programs that an example starts, or is run by
     "17_original_in_tk.py": ("xvfb-run",),
     "18_gearman_queue.py": ("gearmand",),
     "19_gearman_foreign.py": ("gearmand", "gearman"),
+    "21_redis_queue.py": ("redis-server",),
 }
 
 

@@ -86,6 +86,42 @@ def test_a_wrong_password_is_one_clear_error_that_does_not_hold_it(
         queue.close()
 
 
+def test_a_user_of_one_namespace_may_do_all_that_a_queue_needs_there_and_nothing_elsewhere(
+    server: Redis, some: Any
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "providers" / "redis-queue.md").read_text()
+    words = next(line for line in page.splitlines() if line.startswith("ACL SETUSER")).split()
+    assert server.ask(*words).startswith("+OK")
+    url = f"redis://shop:PASSWORD@127.0.0.1:{server.port}"
+    giver, taker = some(url), some(url)
+    waiting = entered(lambda: taker.take(["default"], limit=1, wait=WAIT))
+    giver.set_rule("work", concurrency=1)
+    submit(giver, Parcel("t", name="work"))
+    (lease,) = waiting.result(5, "it is handed over")
+    taker.extend([lease])
+    taker.settle([(lease, Outcome("bury"))])
+    assert (giver.counts()[0].buried, ids(giver.buried())) == (1, ["t"])
+    giver.plan("p", b"", 1000.0)
+    assert giver.fire(giver.overdue().plans[0], 2e9, Parcel("planned"))
+    assert ids(giver.purge("default")) == ["planned"]
+    taker.introduce("me", b"")
+    assert giver.workers() == {"me": b""}
+    for options in ({"namespace": "else"}, {"namespace": "assistant2"}):
+        with pytest.raises(ProviderError, match="does not let this user"):
+            submit(some(url, **options), Parcel("t"))
+
+
+def test_a_server_that_throws_keys_away_is_warned_of(
+    server: Redis, some: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert list(some(server.url).take(["default"], limit=1, wait=0)) == []
+    assert caplog.text == ""
+    server.ask("CONFIG", "SET", "maxmemory", "100mb")
+    server.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    some(server.url).take(["default"], limit=1, wait=0)
+    assert "maxmemory-policy allkeys-lru" in caplog.text
+
+
 # ---- far away
 
 

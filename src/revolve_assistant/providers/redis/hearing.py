@@ -9,6 +9,7 @@ The connection is the same that commands go over: in RESP3 messages come in betw
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import socket
@@ -23,6 +24,8 @@ from ...errors import ProviderError
 from .address import Place
 from .connection import Connection
 from .scripts import script
+
+log = logging.getLogger("revolve_assistant")
 
 _MARK = b"revolve"
 
@@ -55,8 +58,14 @@ class Hearing:
             return False
         line.ready()
         hello = (script("hello"), 1, self._base, self.taker, self.seen)
-        (info,) = line.exchange([("INFO", "server")])
-        self.run = run_of(info)
+        info, memory = line.exchange([("INFO", "server"), ("INFO", "memory")])
+        self.run = _said(info, b"run_id")
+        policy = _said(memory, b"maxmemory_policy")
+        if policy not in (b"", b"noeviction") and _said(memory, b"maxmemory") not in (b"", b"0"):
+            log.warning(
+                "redis at %s throws keys away when its memory is full, tasks too (maxmemory-policy %s): "
+                "set it to noeviction", line.where, policy.decode(),
+            )  # fmt: skip
         line.send([("SUBSCRIBE", self._channel), ("ECHO", _MARK)])  # only an error answers the first one
         failure = None
         while (answer := line.take(time.monotonic() + self._place.timeout)) != _MARK:
@@ -178,12 +187,12 @@ def _parts(message: bytes) -> list[Any]:
     return parts
 
 
-def run_of(info: Any) -> bytes:
-    """Which run of which server it is."""
+def _said(info: Any, name: bytes) -> bytes:
+    """What INFO says of something; nothing: it is not there, or nobody may ask (then nobody is taken to be dead)."""
     if isinstance(info, ReplyError):
-        return b""  # nobody tells us, so nobody is taken to be dead
+        return b""
     text = info if isinstance(info, bytes) else str(info).encode()
     for line in text.splitlines():
-        if line.startswith(b"run_id:"):
-            return line[7:].strip()
+        if line.startswith(name + b":"):
+            return line.partition(b":")[2].strip()
     return b""
