@@ -11,6 +11,7 @@ import pytest
 from revolve_assistant import Client, TaskCancelled, TaskLost, Unsupported, Worker, ask, current_task, emit, report
 from revolve_assistant.engine import Parcel
 from revolve_assistant.providers.memory import Queue
+from revolve_assistant.testing.servers import Redis
 
 
 @pytest.fixture(autouse=True)
@@ -19,9 +20,18 @@ def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("revolve_assistant.caller.client._find", lambda _id: None)
 
 
-@pytest.fixture
-def place():
-    return f"memory://{os.urandom(6).hex()}"
+@pytest.fixture(scope="module")
+def server(need):
+    need("redis-server")
+    with Redis() as it:
+        yield it
+
+
+@pytest.fixture(params=["memory", "redis"])
+def place(request):
+    if request.param == "memory":
+        return f"memory://{os.urandom(6).hex()}"
+    return f"{request.getfixturevalue('server').url}?namespace={os.urandom(6).hex()}"
 
 
 @pytest.fixture
