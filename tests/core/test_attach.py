@@ -265,6 +265,7 @@ class Held(Queue):
         return {each.id: self.holder for each in parcels if each not in free}
 
 
+@pytest.mark.parametrize("place", ["memory"], indirect=True)
 def test_a_key_that_another_client_holds_gives_that_task(place, worker):
     queue = Held(place.partition("://")[2])
     with Client(place) as theirs, Client(queue, messenger=place) as ours, Client(place) as third:
@@ -277,6 +278,7 @@ def test_a_key_that_another_client_holds_gives_that_task(place, worker):
         assert task.result(10) == first.result(10) == watching.result(10) == ["ours"]
 
 
+@pytest.mark.parametrize("place", ["memory"], indirect=True)
 def test_a_key_is_tried_again_once_its_holder_was_ours_and_has_ended(place, worker):
     queue = Held(place.partition("://")[2])
     with Client(queue, messenger=place) as ours:
