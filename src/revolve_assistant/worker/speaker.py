@@ -134,8 +134,6 @@ class Speaker:
         if seen is not None and len(seen[1]) <= worker.messenger.traits.max_bytes:
             messages.append(seen)
         stored = not messages or self._write(messages)
-        if messages and stored:
-            self._retain(taken)
         over: list[Held] = []
         for each in taken:
             self.written += len(each.records)
@@ -146,6 +144,8 @@ class Speaker:
                 over.append(held)
         if over:
             worker.over(over, stored)
+        if messages and stored:
+            self._retain(taken)  # nobody waits for that
 
     def _retain(self, taken: list[_Taken]) -> None:
         """From a task's end on its log is kept for as long as its caller said."""

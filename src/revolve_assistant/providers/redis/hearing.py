@@ -59,9 +59,9 @@ class Hearing:
         line.ready()
         hello = (script("hello"), 1, self._base, self.taker, self.seen)
         info, memory = line.exchange([("INFO", "server"), ("INFO", "memory")])
-        self.run = said(info, b"run_id")
-        policy = said(memory, b"maxmemory_policy")
-        if policy not in (b"", b"noeviction") and said(memory, b"maxmemory") not in (b"", b"0"):
+        self.run = run_of(info)
+        policy = _said(memory, b"maxmemory_policy")
+        if policy not in (b"", b"noeviction") and _said(memory, b"maxmemory") not in (b"", b"0"):
             log.warning(
                 "redis at %s throws keys away when its memory is full, tasks too (maxmemory-policy %s): "
                 "set it to noeviction", line.where, policy.decode(),
@@ -187,8 +187,13 @@ def _parts(message: bytes) -> list[Any]:
     return parts
 
 
-def said(info: Any, name: bytes) -> bytes:
-    """What INFO says of something; nothing: it is not there, or nobody may ask (then nobody is taken to be dead)."""
+def run_of(info: Any) -> bytes:
+    """Which run of which server it is; nothing: nobody tells us, and so nobody is taken to be dead."""
+    return _said(info, b"run_id")
+
+
+def _said(info: Any, name: bytes) -> bytes:
+    """What INFO says of something; nothing: it is not there, or nobody may ask."""
     if isinstance(info, ReplyError):
         return b""
     text = info if isinstance(info, bytes) else str(info).encode()

@@ -38,7 +38,7 @@ from ...traits import Traits
 from ..url import Url
 from .address import Place
 from .connection import Connection
-from .hearing import said
+from .hearing import run_of
 from .scripts import script
 
 LARGEST = 64 << 20  # bytes of a frame
@@ -235,7 +235,7 @@ class Messenger(contract.Messenger):
         if self._heard == ear.made:
             return
         (info,) = ear.exchange([("INFO", "server")])
-        run = said(info, b"run_id")
+        run = run_of(info)
         for log in self._logs.values():
             log.rewind(run != self._run or not run)
         self._subscribed.clear()
