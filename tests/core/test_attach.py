@@ -304,3 +304,25 @@ def test_a_parcel_says_its_function_and_key_to_the_queue(place):
     with Client(Looking(place.partition("://")[2]), messenger=place) as client:
         client.options(unique="k").submit(report, 0.5).queued()
     assert [(each.name, each.unique) for each in seen] == [("revolve_assistant.running.api:report", "k")]
+
+
+@pytest.mark.parametrize("place", ["redis"], indirect=True)
+def test_a_thousand_watchers_take_two_connections(place, server):
+    """One pump, whatever the number of tasks, and one connection to speak and to ask on."""
+
+    def connections() -> int:
+        return server.ask("CLIENT", "LIST").count("name=revolve-assistant")
+
+    with Client(place) as ours, Client(place) as theirs:
+        tasks = [ours.submit(count, 2) for _ in range(1000)]
+        for task in tasks:
+            task.queued(20)
+        before = connections()
+        watched = [theirs.attach(task.id) for task in tasks]
+        heard = [watcher.events() for watcher in watched]
+        with Worker(place, concurrency=2, pool="thread"):
+            names = [[event.name for event in events] for events in heard]
+            assert names == [["started", "tick", "tick", "succeeded"]] * 1000
+            theirs.attach(tasks[0].id).cancel()  # it speaks, too
+        assert [task.result(20) for task in tasks] == [2] * 1000
+        assert connections() - before <= 2

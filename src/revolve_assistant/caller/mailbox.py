@@ -20,6 +20,7 @@ log = logging.getLogger("revolve_assistant")
 KEEP = 300.0  # seconds that an inbox outlives its client
 CAP = 64 << 20  # bytes of events that wait in it
 READ = 1000  # messages read at once
+READ_BYTES = 64 << 10  # of messages that were read before they are forgotten: not for each one a request
 
 
 class Mailbox:
@@ -46,6 +47,7 @@ class Mailbox:
         self._kept = 0.0  # until when it is known to be kept, monotonic seconds
         self._cursor = b""
         self._joiner = wire.Joiner()
+        self._read_bytes = 0  # that are not forgotten yet
 
     @property
     def name(self) -> str:
@@ -85,12 +87,16 @@ class Mailbox:
                 found.append(opened)
         if messages:
             self._cursor = messages[-1].cursor
+            self._read_bytes += sum([len(message.frame) for message in messages])
             self._taken()
         if lost:
             self._lost()
         return found
 
     def _taken(self) -> None:
+        if self._read_bytes < READ_BYTES:
+            return
+        self._read_bytes = 0
         try:
             self.messenger.forget(self.channel, self._cursor)
         except ProviderError as error:  # the next read says so; what was read counts all the same
