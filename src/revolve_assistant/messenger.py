@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from .traits import Traits
+
+if TYPE_CHECKING:
+    from .engine import Queue
 
 
 class Message(NamedTuple):
@@ -37,6 +40,12 @@ class Messenger(ABC):
     """Carries events back and messages forth."""
 
     traits: ClassVar[Traits]
+
+    def join(self, queue: Queue) -> None:  # noqa: B027 - most have nothing to share
+        """Whoever opens both writes here and asks `queue` from one and the same thread: they may share a connection.
+
+        Before `open`, which then comes after the queue's, as `close` comes before.
+        """
 
     @abstractmethod
     def open(self) -> None:

@@ -22,6 +22,7 @@ from revolve_assistant import (
 )
 from revolve_assistant.engine import Parcel
 from revolve_assistant.providers.memory import Queue
+from revolve_assistant.testing.servers import Redis
 
 
 @pytest.fixture(autouse=True)
@@ -30,9 +31,18 @@ def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("revolve_assistant.caller.client._find", lambda _id: None)
 
 
-@pytest.fixture
-def place():
-    return f"memory://{os.urandom(6).hex()}"
+@pytest.fixture(scope="module")
+def server(need):
+    need("redis-server")
+    with Redis() as it:
+        yield it
+
+
+@pytest.fixture(params=["memory", "redis"])
+def place(request):
+    if request.param == "memory":
+        return f"memory://{os.urandom(6).hex()}"
+    return f"{request.getfixturevalue('server').url}?namespace={os.urandom(6).hex()}"
 
 
 @pytest.fixture
@@ -294,6 +304,7 @@ class Held(Queue):
         return {each.id: self.holder for each in parcels if each not in free}
 
 
+@pytest.mark.parametrize("place", ["memory"], indirect=True)
 def test_a_key_that_another_client_holds_gives_that_task(place, worker):
     queue = Held(place.partition("://")[2])
     with Client(place) as theirs, Client(queue, messenger=place) as ours, Client(place) as third:
@@ -306,6 +317,7 @@ def test_a_key_that_another_client_holds_gives_that_task(place, worker):
         assert task.result(10) == first.result(10) == watching.result(10) == ["ours"]
 
 
+@pytest.mark.parametrize("place", ["memory"], indirect=True)
 def test_a_key_is_tried_again_once_its_holder_was_ours_and_has_ended(place, worker):
     queue = Held(place.partition("://")[2])
     with Client(queue, messenger=place) as ours:
@@ -331,3 +343,25 @@ def test_a_parcel_says_its_function_and_key_to_the_queue(place):
     with Client(Looking(place.partition("://")[2]), messenger=place) as client:
         client.options(unique="k").submit(report, 0.5).queued()
     assert [(each.name, each.unique) for each in seen] == [("revolve_assistant.running.api:report", "k")]
+
+
+@pytest.mark.parametrize("place", ["redis"], indirect=True)
+def test_a_thousand_watchers_take_two_connections(place, server):
+    """One pump, whatever the number of tasks, and one connection to speak and to ask on."""
+
+    def connections() -> int:
+        return server.ask("CLIENT", "LIST").count("name=revolve-assistant")
+
+    with Client(place) as ours, Client(place) as theirs:
+        tasks = [ours.submit(count, 2) for _ in range(1000)]
+        for task in tasks:
+            task.queued(20)
+        before = connections()
+        watched = [theirs.attach(task.id) for task in tasks]
+        heard = [watcher.events() for watcher in watched]
+        with Worker(place, concurrency=2, pool="thread"):
+            names = [[event.name for event in events] for events in heard]
+            assert names == [["started", "tick", "tick", "succeeded"]] * 1000
+            theirs.attach(tasks[0].id).cancel()  # it speaks, too
+        assert [task.result(20) for task in tasks] == [2] * 1000
+        assert connections() - before <= 2

@@ -69,6 +69,7 @@ class Remote:
 
     def __init__(self, carriers: Carriers, *, max_pending: int = MAX_PENDING, driven: bool = False) -> None:
         self.queue, self.messenger, self.keys, self.namespace, self.place, self.natural = carriers
+        self.messenger.join(self.queue)  # both are the sender's
         self.driven = driven  # nobody reads but the client's own thread
         self._starting = threading.Lock()
         self.traits = self.queue.traits

@@ -5,10 +5,11 @@ On a connection of its own, since a take waits on the other one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hiredis import ReplyError
@@ -68,6 +69,17 @@ class Managing:
             raise ClientClosed(f"{self._place.text} is not open: call open() first")
         if self._pid != os.getpid():
             self._begin()
+
+    @contextlib.contextmanager
+    def lend(self) -> Iterator[Connection]:
+        """Its connection, for the time of a request. Raises `ClientClosed`."""
+        self._joined()
+        with self._busy:
+            yield self._line
+
+    def serves(self, place: Place) -> bool:
+        """Whether its connection is one to this place, whatever the namespace."""
+        return self._place._replace(namespace="", text="") == place._replace(namespace="", text="")
 
     # ---- to ask
 

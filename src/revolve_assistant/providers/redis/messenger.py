@@ -39,6 +39,7 @@ from ..url import Url
 from .address import Place
 from .connection import Command, Connection
 from .hearing import run_of
+from .managing import Managing
 from .scripts import script
 
 LARGEST = 64 << 20  # bytes of a frame
@@ -107,6 +108,7 @@ class Messenger(contract.Messenger):
         self._open = False
         self._run = b""
         self._bell: tuple[socket.socket, socket.socket] | None = None
+        self._queue: Managing | None = None  # whose connection we write on
         self._begin()
 
     @classmethod
@@ -127,11 +129,16 @@ class Messenger(contract.Messenger):
 
     # ---- open, close, wake
 
+    def join(self, queue: Queue) -> None:
+        if isinstance(queue, Managing) and queue.serves(self._place):
+            self._queue = queue
+
     def open(self) -> None:
         if self._pid != os.getpid():
             self._afresh()
-        with self._writing:
-            self._line.connect()
+        if self._queue is None:
+            with self._writing:
+                self._line.connect()
         if self._bell is None:
             self._bell = socket.socketpair()
             for each in self._bell:
@@ -209,8 +216,14 @@ class Messenger(contract.Messenger):
 
     def _do(self, name: str, channels: list[str], args: list[Any]) -> None:
         keys = [self._key(channel) for channel in channels]
+        self._request(script(f"messages/{name}"), len(keys), *keys, *args)
+
+    def _request(self, *command: Any) -> Any:
+        if self._queue is not None:
+            with self._queue.lend() as line:
+                return line.call(*command)
         with self._writing:
-            self._line.call(script(f"messages/{name}"), len(keys), *keys, *args)
+            return self._line.call(*command)
 
     def _key(self, channel: str) -> bytes:
         return self._prefix + channel.encode()
@@ -330,8 +343,7 @@ class Messenger(contract.Messenger):
             command = (script("messages/read"), len(part), *[key for key, _ in part], LOAD, LOAD, *places)
             for (key, log), place, found in zip(part, places, self._ear.call(*command), strict=True):
                 if found == 1:
-                    with self._writing:
-                        (found,) = self._line.call(command[0], 1, key, 1, LARGEST + 4, place)
+                    (found,) = self._request(command[0], 1, key, 1, LARGEST + 4, place)
                 if type(found) is not bytes:
                     lost.add(log.name)
                     del logs[key]
