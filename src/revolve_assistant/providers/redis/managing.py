@@ -34,7 +34,7 @@ class Managing:
     _keep: tuple[int, int]
 
     def __init__(self, place: Place) -> None:
-        self._place = place
+        self.place = self._place = place
         self._base = f"{{{place.namespace}}}:q".encode()
         self._open = False
         self._sought: dict[tuple[Any, ...], str] = {}  # what was asked to be taken out, and may have been: request
@@ -76,10 +76,6 @@ class Managing:
         self._joined()
         with self._busy:
             yield self._line
-
-    def serves(self, place: Place) -> bool:
-        """Whether its connection is one to this place, whatever the namespace."""
-        return self._place._replace(namespace="", text="") == place._replace(namespace="", text="")
 
     # ---- to ask
 

@@ -27,7 +27,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hiredis import ReplyError
 
@@ -41,6 +41,9 @@ from .connection import Command, Connection
 from .hearing import run_of
 from .managing import Managing
 from .scripts import script
+
+if TYPE_CHECKING:
+    from ...engine import Queue
 
 LARGEST = 64 << 20  # bytes of a frame
 LOAD = 4 << 20  # bytes written or read by one script; a larger message is fetched on the connection that writes, since
@@ -130,7 +133,7 @@ class Messenger(contract.Messenger):
     # ---- open, close, wake
 
     def join(self, queue: Queue) -> None:
-        if isinstance(queue, Managing) and queue.serves(self._place):
+        if isinstance(queue, Managing) and queue.place.is_at(self.place):
             self._queue = queue
 
     def open(self) -> None:
@@ -197,8 +200,7 @@ class Messenger(contract.Messenger):
     def keep(self, channels: Iterable[str], *, seconds: float, cap: int) -> None:
         self._joined()
         for command in self.keeping(channels, seconds=seconds, cap=cap):
-            with self._writing:
-                self._line.call(*command)
+            self._request(*command)
 
     def keeping(self, channels: Iterable[str], *, seconds: float, cap: int) -> list[Command]:
         """The commands that `keep` sends: a Queue on the same server sends them along with its own."""
