@@ -21,6 +21,7 @@ from .ending import _ending, say_unretrieved
 from .engines import choose_engine
 from .listeners import Listener, Listeners
 from .options import PLAIN, Options, options_of
+from .scheduling import Scheduling
 from .submitter import Submitter, sink
 from .task import Task, _cancelled
 from .waiting import aside, in_trio, wait, wait_async
@@ -36,7 +37,7 @@ MAX_BUFFERED = 64 << 20  # bytes of events that a client keeps for all its tasks
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
 
-class Client(concurrent.futures.Executor):
+class Client(Scheduling, concurrent.futures.Executor):
     """Submits callables and hears from them while they run. Thread-safe.
 
     `url` names the engine (a URL, an engine object, None: `REVOLVE_URL`, else worker processes of this machine);

@@ -169,7 +169,8 @@ class Watches:
         id = job.parcel.id
         if not remote.queue.traits.manages:
             return False
-        found = remote.queue.exhume(id)
+        with remote.managing:
+            found = remote.queue.exhume(id)
         if found is None:
             return False
         self.tell(found, (wire.CANCELLED, "unstarted", []))
@@ -183,7 +184,8 @@ class Watches:
         try:
             inbox, sealed = envelope.unwrap(task.body)
             remote.keys.open(Purpose.TASK, f"{remote.namespace}/{task.queue}", sealed)
-            channels.append(inbox)
+            if inbox:
+                channels.append(inbox)
         except (Untrusted, ProviderError):
             pass  # it was not sealed with a key of ours: nobody whom we could tell
         for channel in channels:
