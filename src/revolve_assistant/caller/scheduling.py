@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta, tzinfo
 from hashlib import blake2b
-from types import BuiltinFunctionType, FunctionType
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ..errors import ClientClosed, ProviderError, Unsupported, Untrusted, UsageError
@@ -132,10 +132,10 @@ def schedule(
 
 def key_of(fn: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     """The key of a call that has none: the same in every process. Raises `UsageError` where there is no such thing."""
-    from ..wire.carry import name_of
+    from ..wire.carry import by_reference, name_of
 
     name = name_of(fn)
-    if not isinstance(fn, (FunctionType, BuiltinFunctionType, type)) or "<lambda>" in name:
+    if not (isinstance(fn, (FunctionType, type)) or by_reference(fn)) or "<lambda>" in name:
         raise UsageError(f"{name} has no name that says which one it is: say key=, such as key='nightly report'")
     if not args and not kwargs:
         return name if len(name) <= LONGEST else f"{name[: LONGEST - 17]}:{_digest(name)}"

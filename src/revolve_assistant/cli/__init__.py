@@ -16,6 +16,7 @@ COMMANDS = {
     "doctor": "say what is wrong with an address, and what to do about it",
     "secret": "make a secret to sign with, or show the fingerprint of the one in use",
     "stack": "show where a running task is, line by line",
+    "schedule": "list what workers run again and again, or remove one of it",
 }
 """Name -> what it is for, in the order in which people meet them."""
 

@@ -45,12 +45,11 @@ class Cron:
         start = next((found for found in self._from(moment, back=True) if found < moment), None)
         if start is None or self._zone is UTC:
             return start
-        last = None  # backwards the hours that are there twice or not at all count otherwise
+        last = start  # backwards the hours that are there twice or not at all count otherwise
         for found in self._from(start - 7201):
             if found >= moment:
                 break
-            if last is None or found > last:
-                last = found
+            last = max(last, found)
         return last
 
     def _from(self, moment: float, back: bool = False) -> Iterator[float]:
