@@ -31,6 +31,7 @@ EXPECTED = {
     "17_original_in_tk.py": "the bar moved to 100%; finished",
     "18_gearman_queue.py": "be: 2",
     "19_gearman_foreign.py": 'ours, called by them: {"a": [1, 2]}',
+    "20_schedule.py": "every 0.4 s -> shop is well\nscheduled no more: True ['mail']",
 }
 
 

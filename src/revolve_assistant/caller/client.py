@@ -12,8 +12,9 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
+from .. import telemetry
 from ..engine import Engine, Parcel
-from ..errors import ClientClosed, NotCarriable, Unreachable, UsageError
+from ..errors import ClientClosed, NotCarriable, UsageError
 from ..pool.threads import OurThread
 from ..wire.carry import Carrier
 from .dispatch import Dispatcher
@@ -21,6 +22,7 @@ from .ending import _ending, say_unretrieved
 from .engines import choose_engine
 from .listeners import Listener, Listeners
 from .options import PLAIN, Options, options_of
+from .patience import Patient
 from .scheduling import Scheduling
 from .submitter import Submitter, sink
 from .task import Task, _cancelled
@@ -37,7 +39,7 @@ MAX_BUFFERED = 64 << 20  # bytes of events that a client keeps for all its tasks
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
 
-class Client(Scheduling, concurrent.futures.Executor):
+class Client(Scheduling, Patient, concurrent.futures.Executor):
     """Submits callables and hears from them while they run. Thread-safe.
 
     `url` names the engine (a URL, an engine object, None: `REVOLVE_URL`, else worker processes of this machine);
@@ -197,6 +199,8 @@ class Client(Scheduling, concurrent.futures.Executor):
             self._tasks[parcel.id] = task
             if self._shut:  # shut down meanwhile, by another thread
                 raise ClientClosed("cannot submit: the client was shut down")
+            if telemetry.tracer is not None:
+                telemetry.tracer.submit(parcel)
             if options.delay and not self._remote:
                 self._later(task, options.delay)
             else:
@@ -245,6 +249,7 @@ class Client(Scheduling, concurrent.futures.Executor):
             queue=old.queue,
             priority=old.priority,
             attempt=old.attempt + 1,
+            headers=old.headers,
         )
         old.owner = old._ = None
         task._parcel = parcel
@@ -342,30 +347,6 @@ class Client(Scheduling, concurrent.futures.Executor):
         if pump is not None and pump.lead(ended, timeout, register) and (ended() or timeout is not None):
             return ended()
         return self._wait_patiently(ended, timeout, register) if self._remote else wait(register, timeout)
-
-    def _wait_patiently(self, ended: Callable[[], bool], timeout: float | None, register: Any) -> bool:
-        """Wait for what comes from elsewhere; raises `Unreachable` once a server was away for `patience` seconds."""
-        deadline = None if timeout is None else monotonic() + timeout
-        while True:
-            self._check_patience()
-            now, away = monotonic(), self._engine.away_since
-            left = self._patience - (now - away if away else 0.0)
-            if deadline is not None:
-                left = min(left, deadline - now)
-            if wait(register, max(0.0, left)):
-                return True
-            if ended():
-                return True
-            if deadline is not None and monotonic() >= deadline:
-                return False
-
-    def _check_patience(self) -> None:
-        away = self._engine.away_since
-        if away and monotonic() - away >= self._patience:
-            raise Unreachable(
-                f"{self._engine.place} has not answered for {monotonic() - away:.0f} s: {self._engine.trouble}; "
-                "the task goes on there"
-            )
 
     # --- listening
 
