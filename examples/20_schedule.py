@@ -12,15 +12,17 @@ def check(service):
 
 
 place = "memory://example"  # in real life redis://…, and workers elsewhere: revolve worker redis://…
-with Worker(place, concurrency=2, pool="thread"), Worker(place, concurrency=2, pool="thread"):
-    with Client(place) as client:
-        key = client.schedule(check, ("shop",), every=0.4)
-        client.schedule(check, ("mail",), every=3600, key="mail")
-        seen = []
-        while len(seen) < 3:
-            (schedule,) = [each for each in client.schedules() if each.key == key]
-            if schedule.last and schedule.last not in seen:
-                seen.append(schedule.last)
-                print(schedule.times, "->", client.attach(schedule.last).result())
-            time.sleep(0.05)
-        print("scheduled no more:", client.unschedule(key), [each.key for each in client.schedules()])
+workers = [Worker(place, concurrency=2, pool="thread").start() for _ in range(2)]
+with Client(place) as client:
+    key = client.schedule(check, ("shop",), every=0.4)
+    client.schedule(check, ("mail",), every=3600, key="mail")
+    seen = []
+    while len(seen) < 3:
+        (schedule,) = [each for each in client.schedules() if each.key == key]
+        if schedule.last and schedule.last not in seen:
+            seen.append(schedule.last)
+            print(schedule.times, "->", client.attach(schedule.last).result())
+        time.sleep(0.05)
+    print("scheduled no more:", client.unschedule(key), [each.key for each in client.schedules()])
+for worker in workers:
+    worker.stop()
