@@ -32,6 +32,7 @@ EXPECTED = {
     "18_gearman_queue.py": "be: 2",
     "21_redis_queue.py": "tea delivered\nLookupError('coffee is out of stock') twice: True\nkept: ",
     "19_gearman_foreign.py": 'ours, called by them: {"a": [1, 2]}',
+    "20_schedule.py": "every 0.4 s -> shop is well\nscheduled no more: True ['mail']",
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 from revolve_assistant.engine import EngineState, Lease, Outcome, Parcel, Sink
 from revolve_assistant.messenger import Batch
 from revolve_assistant.providers import memory
-from revolve_assistant.testing import checks, run_checks
+from revolve_assistant.testing import checks, managing, run_checks
 from revolve_assistant.testing import messenger as messenger_checks
 from revolve_assistant.testing import queue as queue_checks
 from revolve_assistant.traits import Traits
@@ -101,7 +101,7 @@ def outcome(check: Callable[..., None], make: Callable[..., Any]) -> str:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up sooner: here we wait for what does not come."""
-    for module in (messenger_checks, queue_checks):
+    for module in (messenger_checks, queue_checks, managing):
         monkeypatch.setattr(module, "PROMPT", 1.0)
     monkeypatch.setattr(checks.eventually, "__kwdefaults__", {"within": 2.0})
 
@@ -203,6 +203,99 @@ class WakesNobody(memory.Queue):
         pass
 
 
+class HoldsNoKeys(memory.Queue):
+    def submit(self, parcels: Sequence[Parcel], sink: Sink) -> Any:
+        for parcel in parcels:
+            parcel.unique = None
+        return super().submit(parcels, sink)
+
+
+class KeepsKeysOfTheBuried(memory.Queue):
+    def settle(self, outcomes: Sequence[tuple[Lease, Outcome]]) -> None:
+        store = self._joined()
+        keys = {
+            store.tasks[lease.id].unique: lease.id
+            for lease, what in outcomes
+            if what.kind == "bury" and lease.id in store.tasks
+        }
+        super().settle(outcomes)
+        store.uniques.update({key: id for key, id in keys.items() if key is not None})
+
+
+class PausesNothing(memory.Queue):
+    def set_rule(self, name: str, **changes: Any) -> Any:
+        return super().set_rule(name, **{**changes, "paused": False})
+
+
+class ResumesInSilence(memory.Queue):
+    """Takers that wait do not hear of a rule."""
+
+    def set_rule(self, name: str, **changes: Any) -> Any:
+        store = self._joined()
+        takers, store.takers = store.takers, {}
+        try:
+            return super().set_rule(name, **changes)
+        finally:
+            store.takers = takers
+
+
+class OneTooMany(memory.Queue):
+    def set_rule(self, name: str, **changes: Any) -> Any:
+        if changes.get("concurrency"):
+            changes["concurrency"] += 1
+        return super().set_rule(name, **changes)
+
+
+class FixedWindows(memory.Queue):
+    """Counts what is taken in each window by itself."""
+
+    def take(self, queues: Sequence[str], *, limit: int, wait: float) -> Sequence[Lease]:
+        store = self._joined()
+        with store.lock:
+            for name, started in store.started.items():
+                per = store.rules[name].per
+                while started and started[0] // per < store.clock() // per:
+                    started.popleft()
+        return super().take(queues, limit=limit, wait=min(wait, 0.05))
+
+
+class FiresForAll(memory.Queue):
+    def fire(self, plan: Any, next: float, parcel: Parcel | None) -> bool:
+        return super().fire(plan, next, parcel) or True
+
+
+class FiresAnyTime(memory.Queue):
+    """Does not look whether the plan is still due then."""
+
+    def fire(self, plan: Any, next: float, parcel: Parcel | None) -> bool:
+        now = [each for each in self.plans() if each.key == plan.key]
+        return bool(now) and super().fire(now[0], next, parcel)
+
+
+class OldestFirst(memory.Queue):
+    def buried(self, *, limit: int = 100) -> Any:
+        return list(super().buried(limit=100_000))[::-1][:limit]
+
+
+class ExhumesTheTaken(memory.Queue):
+    def exhume(self, task_id: str) -> Any:
+        store = self._joined()
+        task = store.tasks.get(task_id)
+        if task is not None and task.stage == "leased":
+            store.make_ready(task)
+        return super().exhume(task_id)
+
+
+class PurgesAtOnce(memory.Queue):
+    def purge(self, queue: str, *, buried: bool = False, limit: int = 1000) -> Any:
+        return super().purge(queue, buried=buried)
+
+
+class StaysKnown(memory.Queue):
+    def _leave(self) -> None:
+        pass
+
+
 @pytest.mark.parametrize(
     ("broken", "check"),
     [
@@ -217,6 +310,24 @@ class WakesNobody(memory.Queue):
         (KeepsLeases, queue_checks.check_lease_ends),
         (KeepsLeases, queue_checks.check_taker_gone),
         (WakesNobody, queue_checks.check_wake),
+        (HoldsNoKeys, managing.check_unique),
+        (HoldsNoKeys, managing.check_unique_race),
+        (HoldsNoKeys, managing.check_fire_unique),
+        (KeepsKeysOfTheBuried, managing.check_unique),
+        (PausesNothing, managing.check_pause),
+        (ResumesInSilence, managing.check_pause),
+        (ResumesInSilence, managing.check_concurrency_now),
+        (OneTooMany, managing.check_concurrency),
+        (OneTooMany, managing.check_concurrency_now),
+        (KeepsLeases, managing.check_concurrency_of_the_lost),
+        (FixedWindows, managing.check_rate),
+        (FiresForAll, managing.check_fire),
+        (FiresAnyTime, managing.check_fire),
+        (OldestFirst, managing.check_buried),
+        (ExhumesTheTaken, managing.check_exhume),
+        (PurgesAtOnce, managing.check_purge),
+        (StaysKnown, managing.check_workers),
+        (KeepsLeases, managing.check_silent_worker),
     ],
 )
 def test_a_broken_queue_fails(broken: type[memory.Queue], check: Callable[..., None]) -> None:

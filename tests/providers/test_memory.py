@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from revolve_assistant.engine import Outcome, Parcel
+from revolve_assistant.engine import Count, Outcome, Overdue, Parcel, Plan
 from revolve_assistant.errors import ClientClosed, UsageError
 from revolve_assistant.messenger import Batch
 from revolve_assistant.providers import registry
@@ -262,6 +262,64 @@ def test_a_buried_id_can_be_submitted_anew(queue: Queue) -> None:
     queue.submit(parcels("a"), None)  # type: ignore[arg-type]
     assert queue.buried() == []
     assert take(queue) == ["a"]
+
+
+def test_buried_tasks_are_kept_for_a_time_and_up_to_a_number(clock: Clock) -> None:
+    queue = Queue(next(_names), clock=clock, keep_buried=100.0, most_buried=3)
+    queue.open()
+    queue.submit(parcels(*"abcde"), None)  # type: ignore[arg-type]
+    for lease in queue.take(["default"], limit=9, wait=0):
+        queue.settle([(lease, Outcome("bury"))])
+        clock.now += 10
+    assert [one.id for one in queue.buried()] == ["e", "d", "c"]
+    assert [one.id for one in queue.buried(limit=2)] == ["e", "d"]
+    clock.now += 75
+    assert [one.id for one in queue.buried()] == ["e", "d"]
+    assert queue.exhume("c") is None
+    assert queue.counts() == [Count("default", buried=2)]
+    clock.now += 100
+    assert (queue.buried(), queue.counts()) == ([], [])
+
+
+def test_rules_follow_the_clock(queue: Queue, clock: Clock) -> None:
+    queue.set_rule("work", rate=2, per=10)
+    queue.submit([Parcel(name, name="work") for name in "abcdef"], None)  # type: ignore[arg-type]
+    assert take(queue) == ["a", "b"]
+    clock.now += 9
+    assert take(queue) == []
+    assert queue.counts() == [Count("default", blocked=4, leased=2)]
+    clock.now += 1
+    assert queue.counts() == [Count("default", pending=2, blocked=2, leased=2, oldest=10.0)]
+    assert take(queue) == ["c", "d"]
+    queue.set_rule("work", rate=None)
+    assert take(queue) == ["e", "f"]
+
+
+def test_a_pause_longer_than_a_rate_keeps_nobody_busy(queue: Queue) -> None:
+    queue.set_rule("work", rate=1, per=0.001, paused=True)
+    queue.submit([Parcel("a", name="work")], None)  # type: ignore[arg-type]
+    began = time.process_time()
+    assert list(queue.take(["default"], limit=1, wait=0.5)) == []
+    assert time.process_time() - began < 0.3
+
+
+def test_plans_follow_the_clock_and_who_is_dropped_is_forgotten(queue: Queue, clock: Clock) -> None:
+    queue.plan("k", b"spec", 500.0)
+    clock.now = 400.0
+    assert queue.overdue() == Overdue(400.0, [], 500.0)
+    clock.now = 500.0
+    assert queue.overdue() == Overdue(500.0, [Plan("k", b"spec", 500.0)], 4100.0)
+    queue.introduce("me", b"about")
+    clock.now += 30
+    assert queue.workers() == {"me": b"about"}
+    clock.now += 1
+    assert queue.workers() == {}
+    assert list(queue.take(["default"], limit=1, wait=0)) == []
+    assert queue.workers() == {"me": b"about"}
+    clock.now += 4000
+    assert queue.workers() == {}
+    assert queue._store is not None
+    assert queue._store.present == {}
 
 
 def test_a_waiting_take_gets_what_falls_due() -> None:

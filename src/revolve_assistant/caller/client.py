@@ -23,6 +23,7 @@ from .engines import choose_engine
 from .listeners import Listener, Listeners
 from .options import PLAIN, Options, options_of
 from .patience import Patient
+from .scheduling import Scheduling
 from .steering import Steering
 from .submitter import Submitter, sink
 from .task import Task, _cancelled
@@ -39,7 +40,7 @@ MAX_BUFFERED = 64 << 20  # bytes of events that a client keeps for all its tasks
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
 
-class Client(Steering, Patient, concurrent.futures.Executor):
+class Client(Steering, Scheduling, Patient, concurrent.futures.Executor):
     """Submits callables and hears from them while they run. Thread-safe.
 
     `url` names the engine (a URL, an engine object, None: `REVOLVE_URL`, else worker processes of this machine);

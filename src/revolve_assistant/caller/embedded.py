@@ -34,6 +34,7 @@ class Embedded(Remote):
         super().__init__(choose(address, messenger, secret, namespace), driven=driven)
         self.worker = Worker(address, messenger=messenger, secret=secret, namespace=namespace, engine=engine)
         self.worker.deaths = 1
+        self.worker.buries = False  # nobody could look
         self.worker.local = {}
         self.traits = engine.traits
         self.place = f"{type(engine).__module__.rpartition('.')[2]} in this process"

@@ -72,6 +72,7 @@ class Remote:
         self.messenger.join(self.queue)  # both are the sender's
         self.driven = driven  # nobody reads but the client's own thread
         self._starting = threading.Lock()
+        self.managing = threading.Lock()  # what the trait `manages` gives is called by one thread at a time
         self.traits = self.queue.traits
         self.max_pending = max_pending
         self.inbox_name = f"i.{os.urandom(16).hex()}"

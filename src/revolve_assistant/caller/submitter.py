@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from .options import PLAIN, Options, merge, options_of
 
 if TYPE_CHECKING:
+    from datetime import timedelta, tzinfo
+
     from .client import Client
     from .task import Task
 
@@ -71,3 +73,19 @@ class Submitter:
         from .mapping import run_map
 
         return run_map(self._client, self._merged(fn), fn, iterables, timeout, chunksize, show, errors)
+
+    def schedule(
+        self,
+        fn: Callable[..., Any],
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        every: float | timedelta | None = None,
+        cron: str | None = None,
+        tz: str | tzinfo | None = None,
+        key: str | None = None,
+    ) -> str:
+        """As `Client.schedule`; the options hold for each task."""
+        from .scheduling import schedule
+
+        return schedule(self._client, self._merged(fn), fn, args, kwargs, every, cron, tz, key)

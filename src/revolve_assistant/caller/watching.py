@@ -192,7 +192,8 @@ class Watches:
         id = job.parcel.id
         if not remote.queue.traits.manages:
             return False
-        found = remote.queue.exhume(id)
+        with remote.managing:
+            found = remote.queue.exhume(id)
         if found is None:
             return False
         if not self.tell(found, (wire.CANCELLED, "unstarted", [])):
@@ -218,7 +219,7 @@ class Watches:
             channels = [wire.log_of(task.id), inside.inbox] if inside.history else [inside.inbox]
         except ProviderError:
             pass  # of a later release
-        for channel in channels:
+        for channel in filter(None, channels):  # nobody's inbox: it was submitted by the clock
             self._post(channel, task.id, end, True)
         return True
 

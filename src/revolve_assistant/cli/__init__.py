@@ -26,6 +26,7 @@ COMMANDS = {
     "pause": "have no worker take tasks of a function",
     "resume": "have workers take them again",
     "limit": "limit how many tasks of a function run or start on all workers",
+    "schedule": "list what workers run again and again, or remove one of it",
 }
 """Name -> what it is for, in the order in which people meet them."""
 

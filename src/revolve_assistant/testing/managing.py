@@ -52,6 +52,11 @@ def _count(queue: Queue, name: str) -> Count:
     return found[0]._replace(oldest=0.0) if found else Count(name)
 
 
+def _waiting(taker: Queue, name: str) -> Aside:
+    """One take that waits for long: it gets a task in time only if it hears of it."""
+    return entered(take_for, taker, name, 1, min(PATIENCE, taker.traits.max_wait))
+
+
 def _bury(taker: Queue, name: str, reason: str = "") -> Lease:
     lease = take(taker, name)[0]
     taker.settle([(lease, Outcome("bury", reason=reason))])
@@ -267,7 +272,7 @@ def check_rules(make: Make) -> None:
 
 def check_pause(make: Make) -> None:
     """Nothing of a paused function is taken, others go on; once it is resumed a waiting take gets it at once."""
-    with _managed(make) as (giver, taker):
+    with _managed(make, 3) as (giver, taker, other):
         name = fresh()
         even, odd = f"{name}:even", f"{name}:odd"
         submit(giver, *[Parcel(f"{name}.{n}", queue=name, name=odd if n % 2 else even) for n in range(8)])
@@ -278,11 +283,12 @@ def check_pause(make: Make) -> None:
             equal(_count(giver, name), Count(name, blocked=4, leased=4), "counts")
             equal(state(giver, f"{name}.2"), "queued", "state of a paused task")
             equal(giver.cancel(f"{name}.2"), True, "cancel of a paused task")
-            waiting = entered(take, taker, name)
+            waiting = _waiting(taker, name)
             submit(giver, Parcel(f"{name}.8", queue=name, name=odd))
             leases += waiting.result(PROMPT, "a take hears of what is not paused")
             equal(leases[-1].id, f"{name}.8", "what the waiting take got")
-            waiting = entered(take_for, taker, name, 1, min(PATIENCE, taker.traits.max_wait))
+            waiting = _waiting(taker, name)
+            none_left(other, name, "what another take finds meanwhile")
             equal(giver.set_rule(even, paused=False).paused, False, "the rule that results")
             leases += waiting.result(PROMPT, "a waiting take gets what is resumed")
             leases += take(taker, name, 2)
@@ -305,7 +311,10 @@ def check_concurrency(make: Make) -> None:
         def run(taker: Queue, kind: int) -> None:
             deadline = time.monotonic() + 4 * PATIENCE
             while len(over) < count and time.monotonic() < deadline:
-                leases = taker.take([name], limit=kind, wait=0.3)
+                leases = list(taker.take([name], limit=kind, wait=0.3))
+                with lock:
+                    active.update(lease.id for lease in leases)
+                leases += taker.take([name], limit=kind, wait=0)
                 with lock:
                     active.update(lease.id for lease in leases)
                     peaks.append(len(active))
@@ -335,7 +344,7 @@ def check_concurrency(make: Make) -> None:
 
 def check_concurrency_now(make: Make) -> None:
     """A limit counts what is taken already, holds what is above back as blocked, and each one that ends lets one in."""
-    with _managed(make, 3) as (giver, worker, taker):
+    with _managed(make, 4) as (giver, worker, taker, other):
         name = fresh()
         work = f"{name}:work"
         submit(giver, *some(name, 6, name=work))
@@ -347,10 +356,12 @@ def check_concurrency_now(make: Make) -> None:
             none_left(taker, name, "tasks while as many are taken as are allowed")
             leases: list[Lease] = []
             for lease, end in ((second, Outcome("bury")), (third, DONE)):
-                waiting = entered(take, taker, name)
+                waiting = _waiting(taker, name)
+                none_left(other, name, "what another take finds meanwhile")
                 worker.settle([(lease, end)])
                 leases += waiting.result(PROMPT, "a waiting take gets the place")
-            waiting = entered(take, taker, name)
+            waiting = _waiting(taker, name)
+            none_left(other, name, "what another take finds meanwhile")
             giver.set_rule(work, concurrency=None)
             leases += waiting.result(PROMPT, "a waiting take hears that the limit is gone")
         equal([lease.id for lease in leases], [f"{name}.{n}" for n in (3, 4, 5)], "tasks taken")
@@ -417,7 +428,7 @@ def check_rate(make: Make) -> None:
             claim(taken[-1][0] - taken[0][0] < late, "takers slept on when there was room")
             submit(giver, *[Parcel(f"{name}.more.{n}", queue=name, name=work) for n in range(rate + 1)])
             leases = take(takers[0], name, rate, limit=rate)
-            waiting = entered(take_for, takers[1], name, 1, PATIENCE)
+            waiting = _waiting(takers[1], name)
             leases += waiting.result(per + PROMPT, "a waiting take wakes when the window has moved")
             equal(len(leases), rate + 1, "tasks taken")
             takers[0].settle([(lease, DONE) for lease in leases[:rate]])
@@ -484,7 +495,7 @@ def check_fire(make: Make) -> None:
             equal(queues[0].fire(gone, FAR_OFF, Parcel(f"{name}.y", queue=name)), False, "firing what is no plan")
             none_left(taker, name, "tasks at the end")
             queues[0].plan(name, b"spec", LONG_AGO)
-            waiting = entered(take, taker, name)
+            waiting = _waiting(taker, name)
             equal(queues[0].fire(Plan(name, b"spec", LONG_AGO), FAR_OFF, Parcel(f"{name}.z", queue=name)), True, "fire")
             lease = waiting.result(PROMPT, "a waiting take gets what is fired")[0]
             taker.settle([(lease, DONE)])
@@ -553,7 +564,7 @@ def check_managing_aside(make: Make) -> None:
     """Looking and steering goes on from another thread while a take of the same object waits."""
     with _managed(make, 1) as (queue,):
         name = fresh()
-        waiting = entered(take_for, queue, name, 1, min(PATIENCE, queue.traits.max_wait))
+        waiting = _waiting(queue, name)
 
         def look() -> None:
             queue.counts()

@@ -2,9 +2,9 @@
 
     body of a queue's message:  0xA5  length of the inbox's name (1 byte)  inbox  sealed( envelope )
 
-The inbox stands outside as well, so that a worker that cannot open the seal can say so to the one who waits. Nothing
-else is read before the seal was checked. The envelope is a msgpack array (`docs/reference/wire.md`); callable and
-arguments are pickles in it, which only a child unpickles.
+The inbox stands outside as well, so that a worker that cannot open the seal can say so to the one who waits; it is
+empty where nobody does (a task that was scheduled). Nothing else is read before the seal was checked. The envelope is a
+msgpack array (`docs/reference/wire.md`); callable and arguments are pickles in it, which only a child unpickles.
 """
 
 from __future__ import annotations
@@ -106,12 +106,14 @@ def wrap(inbox: str, sealed: bytes) -> bytes:
 
 
 def unwrap(body: bytes) -> tuple[str, memoryview]:
-    """The inbox's name (unchecked: anybody may have written it) and the sealed envelope. Raises `ProtocolError`."""
+    """The inbox's name (unchecked: anybody may have written it; "": there is none) and the sealed envelope.
+
+    Raises `ProtocolError`."""
     if len(body) < 3 or body[0] != MARK or len(body) < 2 + body[1]:
         raise ProtocolError("not a task of this library")
     end = 2 + body[1]
     inbox = _inbox(bytes(body[2:end]))
-    if not inbox:
+    if not inbox and end > 2:
         raise ProtocolError("a task whose inbox has no valid name")
     return inbox, memoryview(body)[end:]
 

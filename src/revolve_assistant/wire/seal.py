@@ -51,6 +51,7 @@ class Purpose(StrEnum):
     EVENT = "event"  # worker -> caller
     CONTROL = "control"  # caller -> worker
     MONITOR = "monitor"  # worker -> anyone
+    PLAN = "plan"  # caller -> worker, again and again
 
 
 def hkdf(secret: bytes, *, salt: bytes, info: bytes, length: int) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ MESSAGE = 256 << 10  # bytes of events after which a message is closed
 ELSEWHERE = 5.0  # seconds that a task's other messenger may be away before what was written to it is given up
 PAUSES = (0.05, 5.0)  # seconds between attempts: first, most
 LOG_CAP = 8 << 20  # bytes of a task's log
+LONGEST = 8 * 86400.0  # seconds that it is kept while the task runs
 AGAIN = 10.0  # seconds until a task runs again whose end could not be said
 
 
@@ -45,6 +46,7 @@ class Speaker:
         self.lock = threading.Lock()
         self._bell = threading.Condition(self.lock)
         self._ready: list[Held] = []
+        self._to_keep: list[tuple[Mapping[float, Sequence[str]], threading.Event]] = []
         self._sleeping = False
         self._closing = False
         self._deadline = float("inf")
@@ -86,17 +88,37 @@ class Speaker:
                 self._ready.append(held)
             self._bell.notify()
 
+    def keep(self, channels: Mapping[float, Sequence[str]], patience: float) -> bool:
+        """Have logs made, by the seconds that they are kept. Blocks up to `patience` seconds; False: they may not be.
+
+        From another thread: a messenger is written to by one.
+        """
+        made = threading.Event()
+        with self.lock:
+            self._to_keep.append((channels, made))
+            self._bell.notify()
+        return made.wait(patience)
+
     # --- the thread
 
     def _run(self) -> None:
         while True:
             with self.lock:
-                while not self._ready and not self._closing:
+                while not self._ready and not self._to_keep and not self._closing:
                     self._sleeping = True
                     self._bell.wait()
                 self._sleeping = False
-                if not self._ready:
+                if not self._ready and not self._to_keep:
                     return
+                to_keep, self._to_keep = self._to_keep, []
+            for channels, made in to_keep:
+                try:
+                    if self._keep(channels):
+                        made.set()
+                except Exception:
+                    log.exception("%d logs could not be made", len(channels))
+            if not self._ready:
+                continue
             if self._busy:
                 sleep(GATHER)
             with self.lock:
@@ -136,6 +158,7 @@ class Speaker:
         seen = monitor.message(worker, taken) if messages else None
         if seen is not None and len(seen[1]) <= worker.messenger.traits.max_bytes:
             messages.append(seen)
+        self._begin_logs(taken)
         stored = not messages or self._write(messages)
         over: list[Held] = []
         for each in taken:
@@ -150,6 +173,23 @@ class Speaker:
         if messages and stored:
             self._retain(taken)  # nobody waits for that
 
+    def _begin_logs(self, taken: list[_Taken]) -> None:
+        """A task of a schedule may have waited for longer than its log was kept: nobody minds that of a client."""
+        logs = [each.held.log for each in taken if each.first == 1 and not each.held.inbox and each.held.log]
+        if logs:
+            self._keep({LONGEST: logs})
+
+    def _keep(self, channels: Mapping[float, Sequence[str]]) -> bool:
+        if not self._connected():
+            return False
+        try:
+            for seconds, logs in channels.items():
+                self._worker.messenger.keep(logs, seconds=seconds, cap=LOG_CAP)
+        except (ProviderError, OSError) as error:
+            log.debug("%d logs could not be kept: %s", sum(map(len, channels.values())), error)
+            return False
+        return True
+
     def _retain(self, taken: list[_Taken]) -> None:
         """From a task's end on its log is kept for as long as its caller said."""
         logs: dict[float, list[str]] = {}
@@ -158,11 +198,8 @@ class Speaker:
             final = each.ended and held.outcome is not None and held.outcome.kind != "release"
             if final and held.log and held.envelope is not None:
                 logs.setdefault(held.envelope.history, []).append(held.log)
-        for seconds, channels in logs.items():
-            try:
-                self._worker.messenger.keep(channels, seconds=seconds, cap=LOG_CAP)
-            except (ProviderError, OSError) as error:  # they are kept for longer then
-                log.debug("the logs of %d tasks stay: %s", len(channels), error)
+        if logs:
+            self._keep(logs)  # failing that they are kept for longer
 
     def _speak_elsewhere(self, taken: list[_Taken]) -> None:
         """Write what tasks say to further messengers, before the ends that name it. One that stays away is skipped."""

@@ -1,8 +1,8 @@
 """`Worker`: a program that takes tasks from a Queue, has them run by a local engine, reports and settles.
 
-Four threads, none of which runs a callable of the user: the taker (the queue's), the speaker (writes the messenger),
-the control thread (reads it), and the local engine's pump. Leases are extended and connections served whatever the
-callables do.
+Threads, none of which runs a callable of the user: the taker (the queue's), the speaker (writes the messenger), the
+control thread (reads it), the local engine's pump, and where the queue keeps schedules one that minds those. Leases are
+extended and connections served whatever the callables do.
 
     run ──▶ takes ──SIGTERM──▶ drains ──grace──▶ cancels what runs and gives it back ──▶ ends
                                   └──a second signal──▶ kills what runs and gives it back ──▶ ends
@@ -30,6 +30,7 @@ from ..wire.frames import new_runs
 from ..wire.named import NamedMessenger
 from .admission import Admission, Unknowns
 from .control import Control
+from .firing import Firing
 from .held import Held
 from .introduction import Introduction
 from .lifecycle import Lifecycle, WorkerEvent
@@ -130,6 +131,8 @@ class Worker:
         self.speaker = Speaker(self)
         self.taker = Taker(self)
         self.control = Control(self)
+        self.managing = threading.Lock()  # what the trait `manages` gives is called by one thread at a time
+        self.firing = Firing(self)
         self.on_ready: Callable[[], None] | None = None
         self._ready = threading.Event()
         self._signals = 0
@@ -188,6 +191,8 @@ class Worker:
         self.speaker.start()
         self.control.start()
         self.taker.start()
+        if self.queue.traits.manages and self.local is None:
+            self.firing.start()
         return self
 
     def wait_ready(self, timeout: float | None = None) -> bool:
@@ -243,6 +248,7 @@ class Worker:
     def _drain(self, hurry: Callable[[], bool]) -> bool:
         """Wait until what is held is over, then cancel it. True: there was no time for that."""
         self._state = "draining"
+        self.firing.stop()
         self.taker.drain()
         if self.trial is not None:
             self.trial.give_up()
@@ -320,6 +326,7 @@ class Worker:
     def connected(self) -> None:
         """The queue answered."""
         self._ready.set()
+        self.firing.ring()
         if self.on_ready is not None:
             call, self.on_ready = self.on_ready, None
             call()
