@@ -73,6 +73,7 @@ class Connection:
         self.pushed: deque[list[Any]] = deque()
         self.server: Server | None = None
         self.made = 0  # how often it was connected
+        self.barred = False  # nobody is to connect it any more
         self.where = place.socket or _named(*place.hosts[0])
         self._replica = replica
         self._socket: socket.socket | None = None
@@ -117,6 +118,11 @@ class Connection:
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
             with contextlib.suppress(OSError):
                 sock.close()
+
+    def bar(self) -> None:
+        """Close it, and let nobody connect it as long as it is `barred`, who is just at it included."""
+        self.barred = True
+        self.close()
 
     def abandon(self) -> None:
         """In a forked child: close the descriptor, and say nothing to the server, which the parent goes on using."""
@@ -281,6 +287,9 @@ class Connection:
         except OSError as error:
             raise unreachable(error, self.where) from error
         self._pid = os.getpid()
+        if self.barred:
+            self.close()
+            raise Unreachable(f"redis at {self.where}: the connection was closed")
         self._parser = Reader(notEnoughData=False)
         self._chunk, self._met = _CHUNK, False
         self._known.clear()

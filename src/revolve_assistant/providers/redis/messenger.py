@@ -137,6 +137,7 @@ class Messenger(contract.Messenger):
     def open(self) -> None:
         if self._pid != os.getpid():
             self._afresh()
+        self._line.barred = self._ear.barred = False
         with self._writing:
             self._line.connect()
         if self._bell is None:
@@ -151,7 +152,7 @@ class Messenger(contract.Messenger):
         self.wake()
         for line in (self._line, self._ear):
             if ours:
-                line.close()
+                line.bar()
             else:
                 line.abandon()
         bell, self._bell = self._bell, None
