@@ -170,7 +170,8 @@ def test_with_a_log_on_its_disk_crashes_under_load_lose_nothing(need: Any, made:
         def write() -> None:
             nonlocal sent
             while not stop.is_set():
-                patiently(lambda: writer.write([("a", b"%d " % (sent + n)) for n in range(5)]))
+                batch = [("a", b"%d " % (sent + n)) for n in range(5)]
+                patiently(lambda batch=batch: writer.write(batch))  # type: ignore[misc]
                 sent += 5
 
         writing = Aside(write)
@@ -349,7 +350,7 @@ def test_closing_does_not_wait_for_a_frozen_server(server: Redis, made: Made) ->
     keep(messenger)
     server.freeze()
     busy = [entered(call) for call in every_call(messenger)[:2]]
-    eventually(lambda: messenger._writing.locked(), "it writes")  # type: ignore[attr-defined]
+    eventually(messenger._writing.locked, "it writes")  # type: ignore[attr-defined]
     began = time.monotonic()
     messenger.close()
     for each in busy:

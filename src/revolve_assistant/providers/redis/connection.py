@@ -34,6 +34,7 @@ from .address import Place, Tls
 _CHUNK = 64 << 10  # bytes read at once, at first
 _MOST = 1 << 20  # bytes read at once, once much comes
 _TRICKLE = 10_000  # bytes a second that count as moving
+_HELD = 8 << 20  # bytes that the system may hold of what was sent
 OLDEST = (6, 2)
 
 Word = bytes | str | int | float
@@ -181,8 +182,11 @@ class Connection:
 
     # ---- in parts, for who waits for more than answers
 
-    def send(self, commands: Sequence[Command], *, wait: float = 0.0) -> None:
-        """Send; the answers are `take`n later, in order. Raises `Unreachable`."""
+    def send(self, commands: Sequence[Command], *, wait: float = 0.0) -> float:
+        """Send; the answers are `take`n later, in order. Raises `Unreachable`.
+
+        Returns the seconds that what was handed to the network may take to get there, on a slow line.
+        """
         data = b"".join([self._pack(command) for command in commands])
         sock = self._socket
         if sock is None:
@@ -193,6 +197,7 @@ class Connection:
             sock.sendall(data)
         except OSError as error:
             raise self._lost(error) from error
+        return self.place.timeout * min(len(data), _HELD) / 1e6
 
     def take(self, deadline: float) -> Any:
         """The next answer; pushes on the way go to `pushed`. Raises as `exchange`; after a time-out it is dropped."""
@@ -217,7 +222,7 @@ class Connection:
     # ---- inside
 
     def _exchange(self, commands: Sequence[Command], wait: float) -> list[Any]:
-        self.send(commands)
+        wait += self.send(commands)
         deadline = time.monotonic() + self.place.timeout + wait
         return [self.take(deadline) for _ in commands]
 
