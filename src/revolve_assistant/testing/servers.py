@@ -224,6 +224,41 @@ class Redis(Server):
         return f"redis://{self.host}:{self.port}"
 
 
+class Sentinel(Redis):
+    """A sentinel that alone decides, after half a second, that `primary` is down; it calls the service `tasks`."""
+
+    def __init__(self, primary: Redis) -> None:
+        super().__init__()
+        with open(f"{self.folder}/sentinel.conf", "w", encoding="utf-8") as file:
+            file.write(
+                f"bind {self.host}\nport {self.port}\ndir {self.folder}\n"
+                f"sentinel monitor tasks {primary.host} {primary.port} 1\n"
+                "sentinel down-after-milliseconds tasks 500\nsentinel failover-timeout tasks 3000\n"
+            )
+
+    def command(self) -> list[str]:
+        return [self.path, f"{self.folder}/sentinel.conf", "--sentinel"]
+
+    def start(self) -> None:
+        Server.start(self)
+
+    def knows(self, replica: Redis) -> None:
+        """Wait until it does. Raises `Unreachable`."""
+        deadline = time.monotonic() + self.timeout
+        pause = threading.Event()
+        while time.monotonic() < deadline:  # it has no QUIT, so `ask` would wait for its end
+            with contextlib.suppress(OSError), socket.create_connection(self.address, timeout=1.0) as link:
+                link.sendall(b"SENTINEL replicas tasks\r\n")
+                if str(replica.port).encode() in link.recv(1 << 16):
+                    return
+            pause.wait(_PAUSE)
+        raise Unreachable(f"the sentinel on {self.host}:{self.port} does not get to know {replica.url}:\n{self.log()}")
+
+    @property
+    def url(self) -> str:
+        return f"redis+sentinel://{self.host}:{self.port}/tasks/0"
+
+
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that nobody listened on a moment ago."""
     with socket.socket() as one:

@@ -1,8 +1,23 @@
-"""Redis and Valkey, 6.2 or later."""
+"""Redis and Valkey, 6.2 or later, as a Queue and as a Messenger. See docs/providers/redis.md."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 REQUIRES = "redis"
 
 from .messenger import Messenger  # noqa: E402
 from .queue import Queue  # noqa: E402
 
-__all__ = ["Messenger", "Queue"]
+if TYPE_CHECKING:
+    from ..diagnosis import Finding
+    from ..url import Url
+
+__all__ = ["Messenger", "Queue", "diagnose"]
+
+
+def diagnose(url: Url) -> list[Finding]:
+    """See `providers.diagnosis`."""
+    from .doctor import diagnose
+
+    return diagnose(url)

@@ -34,6 +34,7 @@ from .address import Place, Tls
 _CHUNK = 64 << 10  # bytes read at once, at first
 _MOST = 1 << 20  # bytes read at once, once much comes
 _TRICKLE = 10_000  # bytes a second that count as moving
+_HELD = 8 << 20  # bytes that the system may hold of what was sent
 OLDEST = (6, 2)
 
 Word = bytes | str | int | float
@@ -73,6 +74,7 @@ class Connection:
         self.pushed: deque[list[Any]] = deque()
         self.server: Server | None = None
         self.made = 0  # how often it was connected
+        self.barred = False  # nobody is to connect it any more
         self.where = place.socket or _named(*place.hosts[0])
         self._replica = replica
         self._socket: socket.socket | None = None
@@ -117,6 +119,11 @@ class Connection:
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
             with contextlib.suppress(OSError):
                 sock.close()
+
+    def bar(self) -> None:
+        """Close it, and let nobody connect it as long as it is `barred`, who is just at it included."""
+        self.barred = True
+        self.close()
 
     def abandon(self) -> None:
         """In a forked child: close the descriptor, and say nothing to the server, which the parent goes on using."""
@@ -175,8 +182,11 @@ class Connection:
 
     # ---- in parts, for who waits for more than answers
 
-    def send(self, commands: Sequence[Command], *, wait: float = 0.0) -> None:
-        """Send; the answers are `take`n later, in order. Raises `Unreachable`."""
+    def send(self, commands: Sequence[Command], *, wait: float = 0.0) -> float:
+        """Send; the answers are `take`n later, in order. Raises `Unreachable`.
+
+        Returns the seconds that what was handed to the network may take to get there, on a slow line.
+        """
         data = b"".join([self._pack(command) for command in commands])
         sock = self._socket
         if sock is None:
@@ -187,6 +197,7 @@ class Connection:
             sock.sendall(data)
         except OSError as error:
             raise self._lost(error) from error
+        return self.place.timeout * min(len(data), _HELD) / 1e6
 
     def take(self, deadline: float) -> Any:
         """The next answer; pushes on the way go to `pushed`. Raises as `exchange`; after a time-out it is dropped."""
@@ -211,7 +222,7 @@ class Connection:
     # ---- inside
 
     def _exchange(self, commands: Sequence[Command], wait: float) -> list[Any]:
-        self.send(commands)
+        wait += self.send(commands)
         deadline = time.monotonic() + self.place.timeout + wait
         return [self.take(deadline) for _ in commands]
 
@@ -281,6 +292,9 @@ class Connection:
         except OSError as error:
             raise unreachable(error, self.where) from error
         self._pid = os.getpid()
+        if self.barred:
+            self.close()
+            raise Unreachable(f"redis at {self.where}: the connection was closed")
         self._parser = Reader(notEnoughData=False)
         self._chunk, self._met = _CHUNK, False
         self._known.clear()
