@@ -38,6 +38,7 @@ class Parcel:
 
     `owner` is opaque to the engine and handed back to the sink in every report. `attempt` counts from 1. The payload
     of a `chunk` is a list of argument tuples, each of which ends by itself: 1: each pickled alone, 2: all in one.
+    `headers` is the trace that the task belongs to, perhaps none yet (empty); None: its run is not traced.
     The slots below the line belong to the engine that holds the parcel, and to nobody else.
     """
 
@@ -46,6 +47,7 @@ class Parcel:
         "body",
         "chunk",
         "delay",
+        "headers",
         "id",
         "name",
         "options",
@@ -73,6 +75,7 @@ class Parcel:
         chunk: int = 0,
         name: str = "",
         unique: str | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         self.id = id
         self.name = name  # of the function, as rules know it
@@ -86,6 +89,7 @@ class Parcel:
         self.delay = delay
         self.attempt = attempt
         self.chunk = chunk
+        self.headers = headers
         self._: Any = None
 
     def __repr__(self) -> str:

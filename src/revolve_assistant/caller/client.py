@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
+from .. import telemetry
 from ..engine import Engine, Parcel
 from ..errors import ClientClosed, NotCarriable, Unreachable, UsageError
 from ..pool.threads import OurThread
@@ -196,6 +197,8 @@ class Client(concurrent.futures.Executor):
             self._tasks[parcel.id] = task
             if self._shut:  # shut down meanwhile, by another thread
                 raise ClientClosed("cannot submit: the client was shut down")
+            if telemetry.tracer is not None:
+                telemetry.tracer.submit(parcel)
             if options.delay and not self._remote:
                 self._later(task, options.delay)
             else:
@@ -244,6 +247,7 @@ class Client(concurrent.futures.Executor):
             queue=old.queue,
             priority=old.priority,
             attempt=old.attempt + 1,
+            headers=old.headers,
         )
         old.owner = old._ = None
         task._parcel = parcel

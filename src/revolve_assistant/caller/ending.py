@@ -19,6 +19,7 @@ from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from time import time
 from typing import TYPE_CHECKING, Any
 
+from .. import telemetry
 from ..errors import ClientClosed, UsageError
 from ..wire.carry import unpack
 from ..wire.remote import not_rebuilt, unpack_error
@@ -150,6 +151,8 @@ class Ending:
             listened = self._before_end(now)
             self._end = (state, now, rung)
             self._log_end()
+        if telemetry.tracer is not None and state != "succeeded":
+            telemetry.tracer.ended(self, state, rung, error)
         if listened:
             self._post()
         else:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from .. import telemetry
 from ..engine import Parcel
 from ..errors import ClientClosed, NotCarriable, Overloaded, TaskCancelled, UsageError
 from ..pool.reports import (
@@ -93,6 +94,7 @@ class Mapping:
         self.stopped = False
         self.workers = client._engine.max_workers
         self.prefix = client._prefix
+        self.context = telemetry.tracer.current() if telemetry.tracer is not None else None
 
     def start(self) -> None:
         for _ in range(self.workers):
@@ -115,6 +117,8 @@ class Mapping:
                 owner=chunk,
                 chunk=2 if work.live is _WHOLE else 1,
             )
+            if telemetry.tracer is not None:
+                telemetry.tracer.submit(parcel, len(indices), self.context)
             self.chunks[parcel.id] = (chunk, monotonic())
         from .submitter import sink
 

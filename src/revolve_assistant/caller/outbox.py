@@ -180,6 +180,7 @@ class Outbox:
             [bytes(buffer.raw()) for buffer in work.buffers or ()],
             list(remote.inbox.reads),
             parcel._.history,
+            parcel.headers or {},
         )
         sealed = remote.keys.seal(
             Purpose.TASK,

@@ -16,6 +16,7 @@ from concurrent.futures._base import CANCELLED_AND_NOTIFIED, PENDING
 from time import time
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from .. import telemetry
 from ..errors import RemoteError, TaskCancelled, Unreachable, UsageError
 from ..event import Progress
 from ..pool.pump import Timer
@@ -351,6 +352,8 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
                 self._timer = Timer(None)  # from now on it waits: messages are kept for the next attempt
         with _ending:
             self._packed_error = self._exception = None
+        if telemetry.tracer is not None:
+            telemetry.tracer.ended(self, "retrying", "", shown, delay)
         self._say_over("retrying", f"{type(shown).__name__}: {shown}", delay)
         self._client._again(self, delay)
 

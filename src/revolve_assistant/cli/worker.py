@@ -59,6 +59,8 @@ def _command() -> Command:
     command.flag("--health-port", type=count, metavar="PORT", help="answers GET /live and /ready")
     command.flag("--health-host", default="127.0.0.1", metavar="HOST", help="address of the health port")
     command.flag("--health-file", metavar="PATH", help="rewritten every 5 s: ready, live or draining")
+    command.flag("--telemetry", action="store_true", help="trace with OpenTelemetry, set up from OTEL_* variables")
+    command.flag("--metrics", type=_address, metavar="[HOST:]PORT", help="serves Prometheus metrics (on 127.0.0.1)")
     command.flag("--reload", action="store_true", help="start again when a Python file changes (development)")
     command.flag("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="of stderr")
     return command
@@ -67,7 +69,7 @@ def _command() -> Command:
 def _serve_several(found: argparse.Namespace, argv: list[str]) -> int:
     from .worker_fleet import Fleet
 
-    fleet = Fleet(argv, found.processes, found.grace, found.reload)
+    fleet = Fleet(argv, found.processes, found.grace, found.reload, found.metrics)
     before = {number: signal.signal(number, fleet.heed) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with _monitors(found, fleet.health):
@@ -93,11 +95,34 @@ def _monitors(found: argparse.Namespace, find: Callable[[], dict[str, Any]]) -> 
         yield
 
 
+@contextlib.contextmanager
+def _metrics(found: argparse.Namespace, worker: Any) -> Iterator[None]:
+    """What Prometheus asks."""
+    if found.metrics is None:
+        yield
+        return
+    from ..worker.metrics import Metrics, MetricsPort
+
+    host, number = found.metrics
+    with contextlib.ExitStack() as stack:
+        stack.callback(Metrics(worker).close)
+        port = MetricsPort(host, number)
+        stack.callback(port.close)
+        say(f"revolve worker: metrics on http://{f'[{host}]' if ':' in host else host}:{port.port}/metrics")
+        yield
+
+
 def _serve(found: argparse.Namespace) -> int:
     from ..worker import Worker
     from ..worker.health import health
     from ..worker.setup import call_setup
 
+    if found.telemetry:
+        from .. import telemetry
+
+        telemetry.configure()
+        telemetry.instrument()
+        os.environ["REVOLVE_TELEMETRY"] = "1"  # for the children
     worker = Worker(
         found.url,
         messenger=found.messenger,
@@ -114,8 +139,15 @@ def _serve(found: argparse.Namespace) -> int:
         memory_limit=found.memory_limit,
     )
     worker.on_ready = lambda: _ready(worker)
-    with _monitors(found, lambda: health(worker)):
+    with _monitors(found, lambda: health(worker)), _metrics(found, worker):
         return worker.run()
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, mark, port = text.rpartition(":")
+    if not port.isascii() or not port.isdigit() or int(port) > 65535 or (mark and not host):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither PORT nor HOST:PORT, such as 0.0.0.0:9808")
+    return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)
 
 
 def _target(text: str) -> str:

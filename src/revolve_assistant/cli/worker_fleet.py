@@ -33,13 +33,14 @@ LOOK = 0.5  # seconds between two looks at files and children
 GRACE = 15.0  # seconds beyond the workers' own grace after which they are killed
 PATIENCE = 2.0  # seconds that tasks have to end when a file changed
 LONGEST = 30.0  # seconds between two attempts to start a worker that dies at once
-OURS = {"--processes": 1, "--reload": 0, "--health-port": 1, "--health-host": 1, "--health-file": 1}
+OURS = {"--processes": 1, "--reload": 0, "--health-port": 1, "--health-host": 1, "--health-file": 1, "--metrics": 1}
 """Flags that are the parent's, and how many words they take."""
 
 
 class _Member:
-    def __init__(self, argv: Sequence[str], health: str) -> None:
+    def __init__(self, argv: Sequence[str], health: str, place: int) -> None:
         self.health = health
+        self.place = place  # counted from 0; its successor takes it
         self.born = time.monotonic()
         theirs, self._life = os.pipe()
         call = (theirs, os.getpid(), os.path.dirname(health), [*argv])
@@ -93,13 +94,16 @@ def member(life: int, parent: int, folder: str, argv: list[str]) -> int:
 
 
 class Fleet:
-    """`argv` are the arguments of each of `count` workers."""
+    """`argv` are the arguments of each of `count` workers. Their `metrics` are on ports in a row; 0: free ones."""
 
-    def __init__(self, argv: list[str], count: int, grace: float, reload: bool) -> None:
+    def __init__(
+        self, argv: list[str], count: int, grace: float, reload: bool, metrics: tuple[str, int] | None = None
+    ) -> None:
         self.argv = without_fleet(argv)
         self.count = count
         self.grace = grace
         self.reload = reload
+        self.metrics = metrics
         self.folder = tempfile.mkdtemp(prefix="revolve-fleet-")
         self.members: list[_Member] = []
         self.signals: list[int] = []
@@ -144,7 +148,15 @@ class Fleet:
         while len(self.members) < self.count and time.monotonic() >= self._replace_at:
             self._started += 1
             path = os.path.join(self.folder, str(self._started))
-            self.members.append(_Member([*self.argv, "--health-file", path], path))
+            taken = {each.place for each in self.members}
+            place = next(number for number in range(self.count) if number not in taken)
+            self.members.append(_Member([*self.argv, "--health-file", path, *self._metrics(place)], path, place))
+
+    def _metrics(self, place: int) -> list[str]:
+        if self.metrics is None:
+            return []
+        host, port = self.metrics
+        return ["--metrics", f"{host}:{port + place if port else 0}"]
 
     def _bury(self) -> None:
         """Notice the dead; a worker that ends at once is started again ever more slowly."""

@@ -15,7 +15,7 @@ from ..running import api
 from ..running.body import run_async
 from ..running.running import Running
 from .child import READ, Child, frames
-from .function import Function, again
+from .function import Function, again, begin
 from .reports import DROP, FUNCTION, STARTED, STOP, TASK
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -117,25 +117,35 @@ class AsyncChild(Child):
         self.outbox.flush()  # the clocks of time-outs start with it
         if extras is not None and extras.get("capture"):
             self._begin_capture(seq)
-        fn = args = kwargs = None
+        fn = args = kwargs = trace = None
         try:
+            if extras is not None and "headers" in extras:
+                trace = begin(running, function.name, extras)
             self.await_shares(extras)
             fn = function.load()
             args, kwargs = self.arguments(seq, payload, extras)
             value = await run_async(running, function.kind, fn, args, kwargs)
+            if trace is not None:
+                trace.returned(running)
             if running._noticed:
                 self.cancelled(seq, started, "flag")
             else:
                 self.result(seq, function.name, started, value)
-        except asyncio.CancelledError as error:
-            if seq in self.flagged:
-                self.cancelled(seq, started, "exception" if seq in self.interrupted else "flag")
+        except (asyncio.CancelledError, CancelSignal) as error:
+            if isinstance(error, CancelSignal) or seq in self.flagged:
+                rung = "exception" if seq in self.interrupted and not isinstance(error, CancelSignal) else "flag"
+                if trace is not None:
+                    trace.cancelled(rung)
+                self.cancelled(seq, started, rung)
             else:
+                if trace is not None:
+                    trace.failed(error)
                 self.error(seq, started, error)
-        except CancelSignal:
-            self.cancelled(seq, started, "flag")
         except BaseException as error:
-            self.error(seq, started, error, again(function, extras, attempt, error))
+            delay = again(function, extras, attempt, error)
+            if trace is not None:
+                trace.failed(error, delay)
+            self.error(seq, started, error, delay)
         finally:
             fn = args = kwargs = None
             self.running.pop(seq, None)

@@ -30,7 +30,7 @@ from ..running.outbox import Outbox
 from ..running.running import ATOMS, Message, Running
 from . import board as at
 from . import copies
-from .function import Function, again
+from .function import Function, again, begin
 from .reports import (
     BUFFERS,
     CANCELLED,
@@ -66,7 +66,8 @@ LARGE = 8 << 20  # bytes of a pickle from which it travels in shared memory
 
 
 _UNBROKEN = frozenset(
-    os.path.join(os.path.dirname(api.__file__), name) for name in ("outbox.py", "capture.py")
+    os.path.join(os.path.dirname(os.path.dirname(api.__file__)), *names)
+    for names in (("running", "outbox.py"), ("running", "capture.py"), ("telemetry", "port.py"))
 )  # files in whose functions no CancelSignal is raised: it would tear a frame, or lose what was printed
 
 
@@ -429,8 +430,10 @@ class PlainChild(Child):
             return
         started = self.words[at.STARTED]
         function = self.functions[key]
-        fn = args = kwargs = value = None
+        fn = args = kwargs = value = trace = None
         try:
+            if extras is not None and "headers" in extras:
+                trace = begin(running, function.name, extras)
             try:
                 self.inside = True
                 self.await_shares(extras)
@@ -447,16 +450,24 @@ class PlainChild(Child):
                 self.inside = False
             if copies.here:
                 copies.end(False)
+            if trace is not None:
+                trace.returned(running)
             if running._noticed:
                 self.cancelled(seq, started, "flag")
             else:
                 self.result(seq, function.name, started, value)
         except CancelSignal:
-            self.cancelled(seq, started, "exception" if self.interrupted or self.deferred else "flag")
+            rung = "exception" if self.interrupted or self.deferred else "flag"
+            if trace is not None:
+                trace.cancelled(rung)
+            self.cancelled(seq, started, rung)
         except BaseException as error:
             if copies.here:
                 copies.end(True)
-            self.error(seq, started, error, again(function, extras, attempt, error))
+            delay = again(function, extras, attempt, error)
+            if trace is not None:
+                trace.failed(error, delay)
+            self.error(seq, started, error, delay)
         finally:
             fn = args = kwargs = value = None
             self.end(seq)
@@ -470,7 +481,10 @@ class PlainChild(Child):
         words, put, outbox = self.words, self.put, self.outbox
         started = now = words[at.STARTED]
         function = self.functions[key]
+        trace = None
         try:
+            if "headers" in extras:
+                trace = begin(running, function.name, extras)
             self.await_shares(extras)
             fn = function.load()
             if "buffers" in extras:
@@ -501,13 +515,19 @@ class PlainChild(Child):
 
                     if isinstance(error, CancelSignal):
                         break
+                    if trace is not None:
+                        trace.item_failed(index, error)
                     record = _encode((ITEM_ERROR, seq, index, pack_error(error)))
                 args = value = item = None
                 put(record, True)
                 now = monotonic_ns()
                 outbox.settle(now)
+            if trace is not None:
+                trace.returned(running, len(items))
             put(_encode((RETURNED, seq, monotonic_ns() - started, None)), True)
         except BaseException as error:
+            if trace is not None:
+                trace.failed(error)
             self.error(seq, started, error)
         finally:
             words[at.STOP_AT] = at.NEVER

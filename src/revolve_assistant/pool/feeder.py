@@ -95,6 +95,7 @@ class Feeder:
             if (
                 parcel.chunk
                 or parcel.options is not None
+                or parcel.headers is not None
                 or work.buffers
                 or work.shares
                 or job.messages
@@ -159,6 +160,8 @@ class Feeder:
         retry = getattr(options, "retry", None)  # only where this process decides for somebody else: a worker
         if retry is not None:
             extras["retry"] = retry
+        if job.parcel.headers is not None:
+            extras["headers"], extras["queue"] = job.parcel.headers, job.parcel.queue
         if job.parcel.chunk:
             extras["chunk"] = True
             if job.parcel.chunk == 2:

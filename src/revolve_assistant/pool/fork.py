@@ -263,6 +263,7 @@ class ForkSupervisor(Supervisor):
             self.feeder.lanes["plain"].push_back([job])
             return False
         child.ready = True
+        self.watch.came_up()
         child.given = job.seq = SEQ
         job.child, job.state = child, SENT
         child.jobs[SEQ] = job

@@ -84,9 +84,15 @@ class ForkedChild(PlainChild):
         retry = getattr(parcel.options, "retry", None)
         if retry is not None:
             extras["retry"] = retry
+        if parcel.headers is not None:
+            extras["headers"], extras["queue"] = parcel.headers, parcel.queue
         # In a context of its own: the thread that forked may itself be in the middle of a task.
         Context().run(self.task, [TASK, SEQ, parcel.id, 0, b"", parcel.attempt, extras or None])
         self.outbox.flush()
+        if parcel.headers is not None:
+            from ..telemetry import flush
+
+            flush()  # the exit functions of whoever set it up are the parent's
 
     def arguments(self, seq: int, payload: bytes, extras: dict[str, Any] | None) -> Any:
         if self.functions[0].missing:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pickle import loads
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .reports import UNKNOWN
+
+if TYPE_CHECKING:
+    from ..running.running import Running
+    from ..telemetry.run import Run
 
 
 class Function:
@@ -40,3 +44,10 @@ def again(function: Function, extras: dict[str, Any] | None, attempt: int, error
     from ..caller.options import delay_of
 
     return delay_of(extras["retry"], attempt, error)
+
+
+def begin(running: Running, name: str, extras: dict[str, Any]) -> Run | None:
+    """Begin the run's span, where one is wanted and can be: what is told of the end of the run is told to it, too."""
+    from ..telemetry import begin
+
+    return begin(running, name, extras["queue"], extras["headers"])

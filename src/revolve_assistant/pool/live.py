@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import copy_context
 from time import monotonic, time
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..errors import CancelSignal, TaskLost, TaskStalled, TaskTimeout
 from ..running import api
 from ..running.body import run, run_async
 from ..running.running import Running
+from ..telemetry import begin
 from ..wire.share import unshare
 from ..wire.values import unpack_message
 from .jobs import NOTHING, WAITING
@@ -240,8 +242,13 @@ class LiveEngine(Engine):
         job.sink.deliver([(parcel, REPORT_STARTED, f"{self.worker}:{threading.current_thread().name}", time())])
         self._mind(job)
         token = api.in_context.set(running)
+        trace = None
+        if parcel.headers is not None:
+            trace = begin(running, work.function.name, parcel.queue, parcel.headers)
         try:
             value = self._call(running, parcel, work)
+            if trace is not None:
+                trace.returned(running)
             if job.verdict is not None:
                 report: tuple[Any, ...] = (parcel, REPORT_RAISED, job.verdict)
             elif running._noticed:
@@ -249,13 +256,19 @@ class LiveEngine(Engine):
             else:
                 report = (parcel, REPORT_RETURNED, value)
         except CancelSignal:
+            if trace is not None:
+                trace.cancelled("flag")
             report = (parcel, REPORT_RAISED, job.verdict) if job.verdict else (parcel, REPORT_CANCELLED, "flag")
         except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
             from ..wire.remote import pack_error, unpack_error
 
+            if trace is not None:
+                trace.failed(error)
             report = (parcel, REPORT_RAISED, unpack_error(pack_error(error)))
         except BaseException as error:
             error.__traceback__ = error.__traceback__.tb_next if error.__traceback__ else None
+            if trace is not None:
+                trace.failed(error)
             report = (parcel, REPORT_RAISED, error)
         finally:
             api.in_context.reset(token)
@@ -292,7 +305,7 @@ class LiveEngine(Engine):
             except BaseException as error:
                 box.append((False, error))
 
-        thread = threading.Thread(target=other)
+        thread = threading.Thread(target=copy_context().run, args=(other,))  # its emits are the task's
         thread.start()
         thread.join()
         fine, value = box[0]

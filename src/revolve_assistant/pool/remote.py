@@ -15,6 +15,7 @@ from ..errors import CancelSignal
 from ..running import api
 from ..running.body import run, run_async
 from ..running.running import Running
+from ..telemetry import begin
 from .child import frames
 from .reports import CANCELLED, CREDIT, ERROR, RESULT, SEND, STARTED, STOPPING
 
@@ -89,18 +90,21 @@ def remote_call(address: str, token: bytes, call: tuple[Any, ...]) -> tuple[str,
     from ..wire.carry import pack
     from ..wire.remote import pack_error
 
-    _name, kind, body, payload, id, attempt, capture = call
+    name, kind, body, payload, id, attempt, capture, queue, headers = call
     line = Line(address, token)
     running = line.running = Running(line, 1, id, attempt)
     reader = threading.Thread(target=line.listen, daemon=True)
     reader.start()
     line.put(_encode((STARTED, 1, f"{os.uname().nodename}:{os.getpid()}")))
     mark = api.in_context.set(running)
+    trace = begin(running, name, queue, headers) if headers is not None else None
     began = monotonic_ns()
     try:
         args, kwargs = loads(payload)
         fn = loads(body)
         value = _call(running, kind, fn, args, kwargs, capture)
+        if trace is not None:
+            trace.returned(running)
         if running._noticed:
             end: tuple[str, Any] = ("cancelled", "flag")
         else:
@@ -111,8 +115,12 @@ def remote_call(address: str, token: bytes, call: tuple[Any, ...]) -> tuple[str,
                 packed = pickle.dumps(value, 5)
             end = ("result", packed)
     except CancelSignal:
+        if trace is not None:
+            trace.cancelled("flag")
         end = ("cancelled", "flag")
     except BaseException as error:
+        if trace is not None:
+            trace.failed(error)
         end = ("error", pack_error(error))
     finally:
         api.in_context.reset(mark)

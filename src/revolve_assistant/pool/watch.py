@@ -35,11 +35,13 @@ class Watch:
         self._ticking = False
         self._oom_kills = 0
         self._stillborn = 0  # children in a row that died before they were ready
+        self.came = self.deaths = 0  # children that came up, and that ended without being asked to
         self._peaks: dict[int, int] = {}  # pid -> resident bytes seen, at most
 
     def came_up(self) -> None:
         """A child is ready."""
         self._stillborn = 0
+        self.came += 1
 
     # --- looking
 
@@ -241,6 +243,7 @@ class Watch:
         text, number, code = describe_exit(status)
         text = f"it was {text}" if number is not None else f"it {text}"
         never = not child.ready and not child.stopping and not supervisor.closing
+        self.deaths += not (child.retired or supervisor.closing)
         child.jobs.clear()
         for timer in (child.check, child.farewell):
             if timer is not None:

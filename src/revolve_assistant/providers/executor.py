@@ -160,7 +160,8 @@ class Engine(LiveEngine):
         self.jobs[parcel.id] = job
         function = work.function
         capture = parcel.options is not None and parcel.options.capture
-        call = (function.name, function.kind, function.body, payload, parcel.id, parcel.attempt, capture)
+        what = (function.name, function.kind, function.body, payload)
+        call = (*what, parcel.id, parcel.attempt, capture, parcel.queue, parcel.headers)
         job.future = self.executor.submit(remote_call, address, job.token, call)
         job.future.add_done_callback(lambda future: self.pump.soon(lambda: self._done(job, monotonic() + DRAIN)))
 

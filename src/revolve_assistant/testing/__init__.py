@@ -1,4 +1,4 @@
-"""The conformance kit: what every Messenger and Queue must do, and a door to break connections with.
+"""The conformance kit: what every Messenger and Queue must do, and a door to break connections with; `assert_events`.
 
 A provider's test file is ten lines (see `messenger` and `queue`); outside pytest, `run_checks` gives the results as a
 list. Importing this package imports no pytest.
@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from .checks import Skipped, run_all
 from .door import Door
+from .events import assert_events
 from .messenger import MESSENGER_CHECKS, MessengerConformance
 from .queue import QUEUE_CHECKS, QueueConformance
 
@@ -21,6 +22,7 @@ __all__ = [
     "MessengerConformance",
     "QueueConformance",
     "Skipped",
+    "assert_events",
     "run_checks",
 ]
 

@@ -45,8 +45,10 @@ PLAIN = Terms()
 
 class Envelope(msgspec.Struct, array_like=True, frozen=True):
     """One task. `sent` is the caller's Unix time, for display and expiry; `buffers` are out-of-band pickle
-    buffers; `reads` the addresses of further messengers that the caller reads (`task.write_to`); `history` the seconds
-    that the task's own log is kept after its end, 0: there is none."""
+    buffers; `reads` the addresses of further messengers that the caller reads (`task.write_to`). `history` are the
+    seconds that the task's log is kept after its end, 0: there is none. `headers` is what a caller says beside the
+    task, such as the trace it belongs to (`traceparent`, `tracestate`, `baggage`); unknown ones are passed over.
+    """
 
     version: int
     id: str
@@ -60,6 +62,7 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True):
     buffers: list[bytes] = []
     reads: list[str] = []
     history: float = 0.0
+    headers: dict[str, str] = {}
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -293,6 +293,16 @@ def headline(data: bytes) -> str:
     return f"{link.type_name}: {link.message}" if link.message else link.type_name
 
 
+def described(data: bytes) -> tuple[str, str, str]:
+    """The class, message and traceback of a packed error, as texts; unpickles nothing. Never raises."""
+    try:
+        error = msgspec.msgpack.decode(data, type=_Error)
+        link = error.links[0]
+    except Exception:
+        return "RemoteError", "an error that cannot be read", ""
+    return link.type_name, link.message, error.traceback
+
+
 def not_rebuilt(name: str, problem: BaseException) -> RemoteError:
     """The error of a result that could not be unpickled here. Re-raises a Ctrl-C of the main thread."""
     if isinstance(problem, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():

@@ -8,6 +8,7 @@ Messenger ══read══▶ Control: cancel, send, stack, "have you still got 
 
 from __future__ import annotations
 
+from .lifecycle import WorkerEvent
 from .worker import Worker
 
-__all__ = ["Worker"]
+__all__ = ["Worker", "WorkerEvent"]

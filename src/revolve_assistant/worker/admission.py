@@ -12,6 +12,7 @@ from pickle import loads
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from .. import telemetry
 from ..engine import Lease, Outcome, Parcel
 from ..errors import ProtocolError, Untrusted
 from ..pool.feeder import PLAIN
@@ -134,6 +135,7 @@ class Admission:
             owner=held,
             queue=lease.queue,
             attempt=lease.deliveries,
+            headers=envelope.headers if envelope.headers or telemetry.tracer is not None else None,
         )
         return held
 

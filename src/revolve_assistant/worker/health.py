@@ -13,11 +13,12 @@ import json
 import os
 import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from ..pool.threads import OurThread
+from .port import Port
 
 if TYPE_CHECKING:
     from .worker import Worker
@@ -43,8 +44,8 @@ def health(worker: Worker) -> dict[str, Any]:
     }
 
 
-class HealthPort:
-    """Serves `/live` and `/ready` on a port, from a thread of its own. Raises `UsageError` if it cannot be bound."""
+class HealthPort(Port):
+    """Serves `/live` and `/ready` on a port. Raises `UsageError` if it cannot be bound."""
 
     def __init__(self, find: Find, host: str, port: int) -> None:
         class Handler(BaseHTTPRequestHandler):
@@ -64,19 +65,7 @@ class HealthPort:
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
-        try:
-            self._server = ThreadingHTTPServer((host, port), Handler)
-        except (OSError, OverflowError) as error:
-            raise UsageError(f"the health port {host}:{port} cannot be opened: {error}") from None
-        self._server.daemon_threads = True
-        self.port = int(self._server.server_address[1])
-        self._thread = OurThread(self._server.serve_forever, "revolve-health")
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__("health", host, port, Handler)
 
 
 class HealthFile:

@@ -55,9 +55,11 @@ class Held:
 
     __slots__ = (
         "asides",
+        "began",
         "coroutine",
         "elsewhere",
         "ended",
+        "failure",
         "envelope",
         "id",
         "inbox",
@@ -73,6 +75,7 @@ class Held:
         "since",
         "size",
         "started",
+        "verdict",
         "wants",
         "worker",
     )
@@ -94,6 +97,9 @@ class Held:
         self.size = 0  # bytes of the records, about
         self.listed = False  # the speaker knows that there is something
         self.started = False
+        self.began = 0.0  # Unix seconds, as it said; kept by `lifecycle`
+        self.verdict: BaseException | None = None  # what its child could not tell: it was killed
+        self.failure = ""  # of an exposed function, in one line
         self.since = 0.0  # when it was taken, monotonic seconds
         self.ended = False
         self.releasing = False  # the worker shuts down: it goes back to the queue
@@ -206,6 +212,8 @@ class Held:
             self.give_back("the worker shuts down")
             return
         delay = self._delay(error)
+        if not self.worker.live or self.worker.engine.traits.kills:  # else its thread has told
+            self.verdict = error
         if delay is not None:
             self._again(f"{type(error).__name__}: {error}", delay)
         else:
@@ -218,6 +226,7 @@ class Held:
             self.give_back("the worker shuts down")
             return
         text = f"{type(error).__name__}: {error}"
+        self.verdict = error
         delay = self._delay(error)
         if delay is None and self.lease.deliveries < self.worker.deaths:
             delay = 0.0

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from .. import telemetry
 from ..engine import Answer, Lease, Parcel
 from ..errors import UsageError
 from ..pool.reports import (
@@ -81,6 +82,8 @@ class Replies:
                         ended.append(served)
         self._worker.taker.answer_soon()
         if ended:
+            if self._worker.lifecycle.watchers:
+                self._worker.lifecycle.tell_served(ended)
             self._worker.over(ended, False)
 
 
@@ -95,7 +98,8 @@ class Served(Held):
         payload = pickle.dumps(((lease.name, target, lease.body), {}), 5)
         self.lease = lease._replace(body=b"")
         kind = Carried if worker.live else Work
-        self.parcel = Parcel(lease.id, work=kind(function, payload), owner=self)
+        headers: dict[str, str] | None = {} if telemetry.tracer is not None else None
+        self.parcel = Parcel(lease.id, work=kind(function, payload), owner=self, headers=headers)
 
     def take(self, report: tuple[Any, ...]) -> None:
         kind = report[1]
@@ -129,6 +133,7 @@ class Served(Held):
             self._except(f"ProtocolError: its child returned no bytes but {value!r:.200}")
 
     def _except(self, text: str) -> None:
+        self.failure = text
         if not self.releasing:
             self._say(Answer("exception", text.encode("utf-8", "backslashreplace")))
         self.ended = True

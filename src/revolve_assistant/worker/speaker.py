@@ -50,6 +50,7 @@ class Speaker:
         self._deadline = float("inf")
         self.away_since = 0.0  # monotonic seconds since when the messenger does not answer; 0: it does
         self.written = 0  # events
+        self.returns = 0  # times that the messenger answered again
         self._busy = False  # much was said last time
         self.thread = OurThread(self._run, "revolve-speaker")
 
@@ -110,6 +111,8 @@ class Speaker:
 
     def _speak(self, taken: list[_Taken]) -> None:
         worker = self._worker
+        if worker.lifecycle.watchers:
+            worker.lifecycle.tell(taken)
         inboxes: dict[str, list[_Taken]] = {}
         elsewhere = False
         for each in taken:
@@ -252,6 +255,7 @@ class Speaker:
                 if self.away_since:
                     log.warning("the messenger answers again after %.1f s", monotonic() - self.away_since)
                     self.away_since = 0.0
+                    self.returns += 1
                 return True
 
     def _connected(self) -> bool:

@@ -50,6 +50,7 @@ class Taker:
         self.held: dict[str, Held] = {}
         self.coroutines = 0  # of the held ones
         self.connected = False
+        self.connections = 0  # times that the queue answered, at first and again
         self._look = 0.0  # seconds that a take may wait while nothing says that the queue answers
         self.taken = self.settled = 0
         self._ended = 0  # since `_measured`
@@ -172,6 +173,7 @@ class Taker:
                 self._taking = False
             if not self.connected:
                 self.connected = True
+                self.connections += 1
                 self._look = LOOK
                 worker.connected()
             if leases:

@@ -31,6 +31,7 @@ from ..wire.named import NamedMessenger
 from .admission import Admission, Unknowns
 from .control import Control
 from .held import Held
+from .lifecycle import Lifecycle, WorkerEvent
 from .served import Replies, targets
 from .setup import Trial
 from .speaker import Speaker
@@ -123,6 +124,7 @@ class Worker:
         self.replies = Replies(self)
         self.unknown = Unknowns(unknown_after)
         self.admission = Admission(self)
+        self.lifecycle = Lifecycle(self)
         self.speaker = Speaker(self)
         self.taker = Taker(self)
         self.control = Control(self)
@@ -180,6 +182,7 @@ class Worker:
                 raise UsageError(f"this Worker is {self._state}: make another one")
             self._state = "running"
         self.engine.open()
+        self.lifecycle.begin()
         self.speaker.start()
         self.control.start()
         self.taker.start()
@@ -197,6 +200,20 @@ class Worker:
             self._turn.set()
             self._end(self._drain(lambda: False))
         self._over.wait()
+
+    def add_listener(self, name: str, fn: Callable[[WorkerEvent], Any], *, priority: int = 0) -> None:
+        """Call `fn(event)` at an event of every task of this worker from now on, with a `WorkerEvent`.
+
+        `name` is one of the lifecycle (`started`, `succeeded`, `failed`, `cancelled`, `lost`, `retrying`, `waiting`,
+        `gap`), or `"*"`. Listeners run one after the other on a thread of their own, higher priorities first; what one
+        raises is logged and disturbs nobody. One that is more than 10,000 events behind gets a `gap`. At the end of the
+        worker they have 5 seconds for the rest. Raises `UsageError`.
+        """
+        self.lifecycle.listen().add(name, fn, priority)
+
+    def remove_listener(self, name: str, fn: Callable[[WorkerEvent], Any]) -> None:
+        """Forget it; one that is not there is passed over."""
+        self.lifecycle.listen().remove(name, fn)
 
     def _begin_stopping(self) -> bool:
         """True: the caller is who stops it."""
@@ -262,6 +279,7 @@ class Worker:
             self.speaker.say(held)
         deadline = monotonic() + LINGER
         self.speaker.stop(deadline)
+        self.lifecycle.end(deadline)
         self.control.stop()
         self.taker.stop(deadline)
         try:
