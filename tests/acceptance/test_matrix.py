@@ -21,7 +21,7 @@ from revolve_assistant import Client, TaskCancelled, TaskLost, Worker, current_t
 from revolve_assistant.testing.servers import Gearmand, Memcached, Redis
 
 ENGINES = ["memory", "gearman", "redis", "process", "fork", "thread"]
-MESSENGERS = ["memory", "gearman", "memcached", "filesystem", "redis"]
+MESSENGERS = ["memory", "redis", "gearman", "memcached", "filesystem"]
 QUEUES = {"memory", "gearman", "redis"}
 
 Pair = tuple[Client, str]

@@ -11,6 +11,7 @@ import pytest
 from revolve_assistant import Client, TaskCancelled, TaskLost, Unsupported, Worker, ask, current_task, emit, report
 from revolve_assistant.engine import Parcel
 from revolve_assistant.providers.memory import Queue
+from revolve_assistant.testing.servers import Redis
 
 
 @pytest.fixture(autouse=True)
@@ -19,9 +20,18 @@ def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("revolve_assistant.caller.client._find", lambda _id: None)
 
 
-@pytest.fixture
-def place():
-    return f"memory://{os.urandom(6).hex()}"
+@pytest.fixture(scope="module")
+def server(need):
+    need("redis-server")
+    with Redis() as it:
+        yield it
+
+
+@pytest.fixture(params=["memory", "redis"])
+def place(request):
+    if request.param == "memory":
+        return f"memory://{os.urandom(6).hex()}"
+    return f"{request.getfixturevalue('server').url}?namespace={os.urandom(6).hex()}"
 
 
 @pytest.fixture
@@ -255,6 +265,7 @@ class Held(Queue):
         return {each.id: self.holder for each in parcels if each not in free}
 
 
+@pytest.mark.parametrize("place", ["memory"], indirect=True)
 def test_a_key_that_another_client_holds_gives_that_task(place, worker):
     queue = Held(place.partition("://")[2])
     with Client(place) as theirs, Client(queue, messenger=place) as ours, Client(place) as third:
@@ -267,6 +278,7 @@ def test_a_key_that_another_client_holds_gives_that_task(place, worker):
         assert task.result(10) == first.result(10) == watching.result(10) == ["ours"]
 
 
+@pytest.mark.parametrize("place", ["memory"], indirect=True)
 def test_a_key_is_tried_again_once_its_holder_was_ours_and_has_ended(place, worker):
     queue = Held(place.partition("://")[2])
     with Client(queue, messenger=place) as ours:

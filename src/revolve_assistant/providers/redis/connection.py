@@ -8,7 +8,7 @@ later would be taken for the answer to something else. One that ended while it l
 noticed before anything is sent, and replaced in silence. After a fork the child connects afresh.
 
 The protocol is parsed and packed by `hiredis`, which is C and small; what redis-py adds to it (pools, retries, classes
-for a thousand commands) is not needed here, and costs 120 ms of every start: docs/decisions/0010.
+for a thousand commands) is not needed here, and costs 120 ms of every start: docs/decisions/0011.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@
                      └── one script: what a string holds from a place on     at first, after a hole, now and then
 
 A channel is a string, `{namespace}:m:CHANNEL`, with an expiry; `lua/messages/shared.lua` has its layout. A stream would
-do, and takes three times the memory for the log of a task of two messages; nor can it be capped by bytes. The cursor of
-a message is its channel's incarnation and the place of its end, so reading on is reading from that byte on.
+do, and takes seven times the memory for the log of a task of two messages; nor can it be capped by bytes. The cursor of
+a message is its channel's incarnation and the place of its end, so reading on is reading from that byte on; and how the
+message begins, so that the server can tell whether it is still the one that ends there.
 
 A reader subscribes to the channels that it is asked for, once, so that a thousand of them cost no more than one while
 nothing comes. It does not trust the notices: each says where it stands, and what does not follow on what is known is
@@ -49,26 +50,30 @@ LOOK = 2.0  # seconds between two looks at channels of which nothing is heard
 SURPLUS = 64  # subscriptions that nobody needs any more, before they are given up
 LONGEST = 100 * 365 * 86400.0  # seconds
 _MARK = b"revolve"
+_MARK_OF = 40  # bytes of a message, from its length on, that its cursor has: a seal's MAC is among them
 _START = bytes(6)
 
 
 class _Log:
     """What is known of a channel that is read."""
 
-    __slots__ = ("at", "behind", "cursor", "frames", "incarnation", "name")
+    __slots__ = ("at", "behind", "cursor", "frames", "incarnation", "mark", "name")
 
     def __init__(self, name: str, cursor: bytes) -> None:
         self.name = name
         self.cursor = cursor  # after the last message that was handed out
         self.incarnation = cursor[:8]  # b"": not known yet
-        self.at = cursor[8:]  # the place after what is known, 6 bytes; b"": its start
+        self.at = cursor[8:14]  # the place after what is known, 6 bytes; b"": its start
+        self.mark = cursor[14:]  # how the message begins that ends there
         self.frames: deque[tuple[bytes, bytes]] = deque()  # not handed out: the message, and the cursor after it
         self.behind = True  # there may be more than is known
 
     def rewind(self, afresh: bool) -> None:
         """Forget what was not handed out. `afresh`: what was may be gone on the server, and other messages there."""
         self.frames.clear()
-        self.at = _START if afresh and self.incarnation else self.cursor[8:]
+        self.at, self.mark = self.cursor[8:14], self.cursor[14:]
+        if afresh and self.incarnation:
+            self.at, self.mark = _START, b""
         self.behind = True
 
     def add(self, data: bytes) -> None:
@@ -80,9 +85,11 @@ class _Log:
             end = pos + 4 + int.from_bytes(data[pos : pos + 4], "big")
             if end > size:
                 break
-            add((data[pos + 4 : end], incarnation + (place + end).to_bytes(6, "big")))
+            cursor = incarnation + (place + end).to_bytes(6, "big") + data[pos : min(end, pos + _MARK_OF)]
+            add((data[pos + 4 : end], cursor))
             pos = end
-        self.at = (place + pos).to_bytes(6, "big")
+        if pos:
+            self.at, self.mark = cursor[8:14], cursor[14:]
 
 
 class Messenger(contract.Messenger):
@@ -326,7 +333,7 @@ class Messenger(contract.Messenger):
                     log.behind = True
                 break
             part = wanted[at : at + BATCH]
-            places = [log.incarnation + (log.at or _START) if log.incarnation else b"" for _, log in part]
+            places = [log.incarnation + (log.at or _START) + log.mark if log.incarnation else b"" for _, log in part]
             command = (script("messages/read"), len(part), *[key for key, _ in part], LOAD, LOAD, *places)
             for (key, log), place, found in zip(part, places, self._ear.call(*command), strict=True):
                 if found == 1:
@@ -336,7 +343,8 @@ class Messenger(contract.Messenger):
                     lost.add(log.name)
                     del logs[key]
                     continue
-                log.incarnation, log.at = found[:8], found[8:14]
+                if log.at != found[8:14]:
+                    log.incarnation, log.at, log.mark = found[:8], found[8:14], b""
                 before = len(log.frames)
                 log.add(found[20:])
                 log.behind = log.at < found[14:20]

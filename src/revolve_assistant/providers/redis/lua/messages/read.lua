@@ -1,5 +1,5 @@
 -- KEYS: channels. ARGV: bytes to give at most, the largest message to give, then for each channel where to begin
--- (incarnation and place; '': at the start). Returns for each: incarnation, place of the first byte, place of the end,
+-- (a cursor; '': at the start). Returns for each: incarnation, place of the first byte, place of the end,
 -- and the bytes, perhaps not all and perhaps with a part of a message at the end, but with one whole message at least if
 -- there are any; nil: it is not there; 0: it is another one; 1: its next message is too large.
 local budget, largest, out = tonumber(ARGV[1]), tonumber(ARGV[2]), {}
@@ -12,8 +12,8 @@ for i, key in ipairs(KEYS) do
     out[i] = 0
   else
     local finish = base + call('STRLEN', key) - HEAD
-    local at = from == '' and base or unpack('>I6', from, 9)
-    at = math.min(math.max(at, base), finish)
+    local at = base
+    if from ~= '' and holds(key, base, finish, from) then at = math.max(base, (unpack('>I6', from, 9))) end
     local data = ''
     if at < finish and budget > 0 then
       local first = HEAD + at - base

@@ -10,6 +10,16 @@ local function head_of(key)
   if #head == HEAD then return string.sub(head, 1, 8), unpack('>I6I6', head, 9) end
 end
 
+-- Whether the message of which a cursor tells is the one that ends there, or is gone already. After a restart or a
+-- fail-over that lost some, others may stand in their stead, and the place be in the midst of one.
+local function holds(key, base, finish, cursor)
+  local at, mark = unpack('>I6', cursor, 9), string.sub(cursor, 15)
+  if at > finish then return false end
+  if at <= base or mark == '' then return true end
+  local first = at - 4 - unpack('>I4', mark)
+  return first >= base and call('GETRANGE', key, HEAD + first - base, HEAD + first - base + #mark - 1) == mark
+end
+
 -- Under the cap again, and a quarter below it, so that it is not done for each message. The newest stays.
 local function trim(key, incarnation, base, cap, total)
   local at, least = 0, total - math.floor(cap * 3 / 4)
