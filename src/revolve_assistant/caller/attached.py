@@ -75,7 +75,7 @@ class _Owner:
             task.take(report)
 
 
-def attach(client: Client, task_id: str) -> Task[Any]:
+def attach(client: Client, task_id: str, within: float) -> Task[Any]:
     """The task with this id, as far as the messenger can tell. Raises `Unsupported`, `ClientClosed`."""
     if not client._remote:
         return missing(client, task_id)
@@ -89,7 +89,7 @@ def attach(client: Client, task_id: str) -> Task[Any]:
     task._noted = True
     engine = client._engine
     try:
-        fits = engine.attach(parcel, sink)
+        fits = engine.attach(parcel, sink, within)
     except BaseException:
         client._known.pop(task_id, None)
         raise
