@@ -182,7 +182,7 @@ class Line:
                 report.listed = False
                 if report.pending:  # more than one message
                     self.enlist(report)
-                    self._urgent = self._urgent or report.ended
+                    self._urgent = True
                 batch.parts.append((report, (report.id, run, first, records), report.ended and not report.pending))
             return batch
 
