@@ -445,7 +445,7 @@ def test_what_strangers_put_in_the_queue_is_parked_and_the_worker_goes_on(server
     client._engine.queue.submit = lambda parcels, sink: (
         caught.extend(p.body for p in parcels),
         hand_over(parcels, sink),
-    )
+    )[1]
     again = client.submit(app.note, str(path), "twice")
     again.queued()
     queue = registry.engine(at(server))

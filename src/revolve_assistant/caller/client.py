@@ -474,7 +474,8 @@ class Client(concurrent.futures.Executor):
             self._closed = True
         self._finalizer.detach()
         self._engine.close()
-        for task in [*self._tasks.values(), *[each for each in list(self._known.values()) if each._end is None]]:
+        attached = [task for task in list(self._known.values()) if task._end is None and not task._foreign]
+        for task in [*self._tasks.values(), *attached]:
             task._close("the client was closed before the task ended")
             if self._remote and self._engine.lets_go:
                 task._disarm()  # it goes on where it is: no failure that somebody has to hear of

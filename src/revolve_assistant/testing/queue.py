@@ -11,85 +11,30 @@ lost connection instead) takes no such argument, and the checks that need it are
 
 from __future__ import annotations
 
-import inspect
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
-from ..engine import EngineState, Lease, Outcome, Parcel, Queue
+from ..engine import Lease, Outcome, Parcel, Queue
 from ..errors import ClientClosed
-from .checks import PATIENCE, PROMPT, Aside, claim, entered, equal, eventually, fresh, needs, opened, refuses, tests_of
-
-Make = Callable[..., Queue]
-
-_DONE = Outcome("done")
-
-
-class _Sink:
-    """A sink that nothing may reach: a Queue reports through the parcel's messenger."""
-
-    def deliver(self, reports: Sequence[Any]) -> None:
-        raise AssertionError("a Queue reported to the sink of the submitter")
-
-
-def _submit(queue: Queue, *parcels: Parcel) -> None:
-    queue.submit(parcels, _Sink())
-
-
-def _parcels(name: str, count: int, **fields: Any) -> list[Parcel]:
-    return [Parcel(f"{name}.{n}", body=b"%d" % n, queue=name, **fields) for n in range(count)]
-
-
-def _take(taker: Queue, names: str | Iterable[str], count: int = 1, *, limit: int = 1) -> list[Lease]:
-    """Take until there are `count` leases."""
-    names = [names] if isinstance(names, str) else list(names)
-    leases: list[Lease] = []
-
-    def look() -> bool:
-        found = taker.take(names, limit=min(limit, count - len(leases)), wait=0.5)
-        leases.extend(found)
-        return len(leases) >= count
-
-    eventually(look, f"{count} tasks to take (so far {len(leases)})")
-    return leases
-
-
-def _take_for(taker: Queue, name: str, limit: int, wait: float) -> Sequence[Lease]:
-    return taker.take([name], limit=limit, wait=wait)
-
-
-def _none_left(taker: Queue, name: str, what: str) -> None:
-    equal([lease.id for lease in taker.take([name], limit=10, wait=0.2)], [], what)
-
-
-def _state(queue: Queue, task_id: str) -> EngineState:
-    return queue.state([task_id])[task_id]
-
-
-def _has_lease(make: Make) -> bool:
-    parameters = inspect.signature(make).parameters.values()
-    return any(one.name == "lease" or one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters)
-
-
-def _brief(make: Make, seconds: float) -> Callable[[], Queue]:
-    """`make` for queues with leases so short."""
-    needs(_has_lease(make), "has no lease time of its own (make takes no lease=)")
-    return lambda: make(lease=seconds)
+from .checks import PATIENCE, PROMPT, Aside, claim, entered, equal, fresh, needs, opened, refuses, tests_of
+from .managing import MANAGING_CHECKS
+from .tasks import DONE, Make, brief, has_lease, none_left, some, state, submit, take, take_for
 
 
 def check_order(make: Make) -> None:
     """Tasks of one queue are taken in the order of their submission."""
     with opened(make) as (giver, taker):
         name = fresh()
-        parcels = _parcels(name, 30)
-        _submit(giver, *parcels[:10])
-        _submit(giver, *parcels[10:])
-        leases = _take(taker, name, 30, limit=7)
+        parcels = some(name, 30)
+        submit(giver, *parcels[:10])
+        submit(giver, *parcels[10:])
+        leases = take(taker, name, 30, limit=7)
         equal([lease.id for lease in leases], [parcel.id for parcel in parcels], "order")
         equal({(lease.queue, lease.deliveries) for lease in leases}, {(name, 1)}, "queue and deliveries")
-        taker.settle([(lease, _DONE) for lease in leases])
-        _none_left(taker, name, "tasks after all are done")
+        taker.settle([(lease, DONE) for lease in leases])
+        none_left(taker, name, "tasks after all are done")
 
 
 def check_priority(make: Make) -> None:
@@ -97,14 +42,14 @@ def check_priority(make: Make) -> None:
     needs(make().traits.priorities, "has no priorities")
     with opened(make) as (giver, taker):
         name = fresh()
-        parcels = _parcels(name, 8)
+        parcels = some(name, 8)
         for parcel, priority in zip(parcels, (0, -9, 9, 0, 5, 9, -1, 1), strict=True):
             parcel.priority = priority
-        _submit(giver, *parcels)
-        leases = _take(taker, name, 8)
+        submit(giver, *parcels)
+        leases = take(taker, name, 8)
         expected = sorted(parcels, key=lambda parcel: -parcel.priority)
         equal([lease.id for lease in leases], [parcel.id for parcel in expected], "order by priority")
-        taker.settle([(lease, _DONE) for lease in leases])
+        taker.settle([(lease, DONE) for lease in leases])
 
 
 def check_delay(make: Make) -> None:
@@ -113,39 +58,39 @@ def check_delay(make: Make) -> None:
     with opened(make) as (giver, taker):
         name = fresh()
         began = time.monotonic()
-        _submit(giver, Parcel(f"{name}.late", queue=name, delay=1.0), Parcel(f"{name}.now", queue=name))
-        first = _take(taker, name)
+        submit(giver, Parcel(f"{name}.late", queue=name, delay=1.0), Parcel(f"{name}.now", queue=name))
+        first = take(taker, name)
         equal(first[0].id, f"{name}.now", "the task without a delay comes first")
-        equal(_state(giver, f"{name}.late"), "queued", "state of a delayed task")
-        second = _take(taker, name)
+        equal(state(giver, f"{name}.late"), "queued", "state of a delayed task")
+        second = take(taker, name)
         claim(time.monotonic() - began >= 0.95, "a task with a delay of 1 s was taken before")
         equal(second[0].id, f"{name}.late", "the delayed task")
-        taker.settle([(lease, _DONE) for lease in first + second])
+        taker.settle([(lease, DONE) for lease in first + second])
 
 
 def check_limit(make: Make) -> None:
     """No take gives more than `limit` leases, and it takes what is there rather than wait for more."""
     with opened(make) as (giver, taker):
         name = fresh()
-        _submit(giver, *_parcels(name, 5))
+        submit(giver, *some(name, 5))
         leases: list[Lease] = []
         while len(leases) < 5:
-            found = Aside(_take_for, taker, name, 3, PATIENCE).result(PROMPT, "take returns with what is there")
+            found = Aside(take_for, taker, name, 3, PATIENCE).result(PROMPT, "take returns with what is there")
             claim(1 <= len(found) <= 3, f"limit 3: take gave {len(found)} leases")
             leases += found
-        taker.settle([(lease, _DONE) for lease in leases])
+        taker.settle([(lease, DONE) for lease in leases])
 
 
 def check_queues(make: Make) -> None:
     """Only the queues that were named are taken from, earlier names first."""
     with opened(make) as (giver, taker):
         low, high, other = fresh("low"), fresh("high"), fresh("other")
-        _submit(giver, *_parcels(other, 1), *_parcels(low, 2), *_parcels(high, 2))
-        leases = _take(taker, [high, low], 4)
+        submit(giver, *some(other, 1), *some(low, 2), *some(high, 2))
+        leases = take(taker, [high, low], 4)
         equal([lease.queue for lease in leases], [high, high, low, low], "queues taken from")
         equal(list(taker.take([high, low], limit=10, wait=0)), [], "tasks left in the named queues")
-        leases += _take(taker, other)
-        taker.settle([(lease, _DONE) for lease in leases])
+        leases += take(taker, other)
+        taker.settle([(lease, DONE) for lease in leases])
 
 
 def check_wait(make: Make) -> None:
@@ -153,14 +98,14 @@ def check_wait(make: Make) -> None:
     with opened(make) as (giver, taker):
         name = fresh()
         for wait in (0.0, 0.3):
-            taking = Aside(_take_for, taker, name, 1, wait)
+            taking = Aside(take_for, taker, name, 1, wait)
             equal(list(taking.result(wait + PROMPT, f"an empty take with wait={wait:g}")), [], "an empty take")
-        for parcel in _parcels(name, 10):
-            taking = entered(_take, taker, name)
-            _submit(giver, parcel)
+        for parcel in some(name, 10):
+            taking = entered(take, taker, name)
+            submit(giver, parcel)
             leases = taking.result(PROMPT, "a waiting take hears of a task")
             equal(leases[0].id, parcel.id, "what the waiting take got")
-            taker.settle([(leases[0], _DONE)])
+            taker.settle([(leases[0], DONE)])
 
 
 def check_wake(make: Make) -> None:
@@ -168,106 +113,105 @@ def check_wake(make: Make) -> None:
     with opened(make, 1) as (taker,):
         name = fresh()
         for _ in range(5):
-            taking = entered(_take_for, taker, name, 1, min(2 * PATIENCE, taker.traits.max_wait))
+            taking = entered(take_for, taker, name, 1, min(2 * PATIENCE, taker.traits.max_wait))
             taker.wake()
             equal(list(taking.result(PROMPT, "a take returns after a wake")), [], "a take that was woken")
 
 
 def check_lease_ends(make: Make) -> None:
     """A task whose lease ended goes to another taker, counted as one more delivery; no taker gets it before."""
-    with opened(_brief(make, 1.0), 3) as (giver, first, second):
+    with opened(brief(make, 1.0), 3) as (giver, first, second):
         name = fresh()
-        _submit(giver, *_parcels(name, 1))
+        submit(giver, *some(name, 1))
         began = time.monotonic()
-        lost = _take(first, name)[0]
-        again = _take(second, name)[0]
+        lost = take(first, name)[0]
+        again = take(second, name)[0]
         claim(time.monotonic() - began >= 0.9, "a task was given away before its lease of 1 s ended")
         equal((again.id, again.body), (lost.id, lost.body), "the task given out again")
         equal((lost.deliveries, again.deliveries), (1, 2), "deliveries")
-        second.settle([(again, _DONE)])
+        second.settle([(again, DONE)])
 
 
 def check_extend(make: Make) -> None:
     """A lease that is extended in time lasts: others get the task only when the extending stops."""
-    with opened(_brief(make, 1.0), 3) as (giver, first, second):
+    with opened(brief(make, 1.0), 3) as (giver, first, second):
         name = fresh()
-        _submit(giver, *_parcels(name, 1))
-        lease = _take(first, name)[0]
+        submit(giver, *some(name, 1))
+        lease = take(first, name)[0]
         until = time.monotonic() + 2.5
         while time.monotonic() < until:
             first.extend([lease])
             equal(list(second.take([name], limit=1, wait=0.2)), [], "what another taker gets of an extended lease")
-        first.settle([(lease, _DONE)])
+        first.settle([(lease, DONE)])
         equal(list(second.take([name], limit=1, wait=1.2)), [], "what another taker gets of a task that is done")
 
 
 def check_fencing(make: Make) -> None:
     """Whoever lost a lease can neither settle nor extend it any more; nor can a settled one be settled twice."""
-    with opened(_brief(make, 0.3), 2) as (giver, slow), opened(make, 1) as (quick,):
+    with opened(brief(make, 0.3), 2) as (giver, slow), opened(make, 1) as (quick,):
         name = fresh()
-        _submit(giver, *_parcels(name, 1))
-        lost = _take(slow, name)[0]
-        held = _take(quick, name)[0]
+        submit(giver, *some(name, 1))
+        lost = take(slow, name)[0]
+        held = take(quick, name)[0]
         slow.extend([lost])
-        for outcome in (_DONE, Outcome("bury"), Outcome("release")):
+        for outcome in (DONE, Outcome("bury"), Outcome("release")):
             slow.settle([(lost, outcome)])
-        equal(_state(giver, held.id), "running", "state after the loser settled")
-        _none_left(slow, name, "tasks after the loser released what it had lost")
+        equal(state(giver, held.id), "running", "state after the loser settled")
+        none_left(slow, name, "tasks after the loser released what it had lost")
         quick.settle([(held, Outcome("release"))])
-        quick.settle([(held, _DONE)])
-        again = _take(quick, name)[0]
+        quick.settle([(held, DONE)])
+        again = take(quick, name)[0]
         equal(again.id, held.id, "the released task, which a settled lease cannot end")
-        quick.settle([(again, _DONE)])
+        quick.settle([(again, DONE)])
 
 
 def check_taker_gone(make: Make) -> None:
     """What a taker held when it closed goes to another one, at once or when the lease ends."""
-    with opened(_brief(make, 0.3) if _has_lease(make) else make, 3) as (giver, gone, taker):
+    with opened(brief(make, 0.3) if has_lease(make) else make, 3) as (giver, gone, taker):
         name = fresh()
-        _submit(giver, *_parcels(name, 2))
+        submit(giver, *some(name, 2))
         giver.close()
-        held = _take(gone, name, 2, limit=2)
+        held = take(gone, name, 2, limit=2)
         gone.close()
-        found = _take(taker, name, 2, limit=2)
+        found = take(taker, name, 2, limit=2)
         equal({lease.id for lease in found}, {lease.id for lease in held}, "tasks of a taker that is gone")
-        taker.settle([(lease, _DONE) for lease in found])
+        taker.settle([(lease, DONE) for lease in found])
 
 
 def check_release(make: Make) -> None:
     """A released task can be taken again, counted or not, after its delay."""
     with opened(make) as (giver, taker):
         name = fresh()
-        _submit(giver, *_parcels(name, 1))
-        lease = _take(taker, name)[0]
+        submit(giver, *some(name, 1))
+        lease = take(taker, name)[0]
         taker.settle([(lease, Outcome("release"))])
-        lease = _take(taker, name)[0]
+        lease = take(taker, name)[0]
         equal((lease.deliveries, lease.body), (2, b"0"), "deliveries and body after a release")
         taker.settle([(lease, Outcome("release", counted=False))])
-        lease = _take(taker, name)[0]
+        lease = take(taker, name)[0]
         equal(lease.deliveries, 2, "deliveries after a release that does not count")
         if taker.traits.delays:
             began = time.monotonic()
             taker.settle([(lease, Outcome("release", delay=1.0))])
-            equal(_state(giver, lease.id), "queued", "state of a released task")
-            lease = _take(taker, name)[0]
+            equal(state(giver, lease.id), "queued", "state of a released task")
+            lease = take(taker, name)[0]
             claim(time.monotonic() - began >= 0.95, "a task released for 1 s was taken before")
-        taker.settle([(lease, _DONE)])
+        taker.settle([(lease, DONE)])
 
 
 def check_bury(make: Make) -> None:
     """A buried task is not taken again; where the queue has a method `buried`, it lists it."""
     with opened(make) as (giver, taker):
         name = fresh()
-        _submit(giver, *_parcels(name, 2))
-        lease = _take(taker, name)[0]
+        submit(giver, *some(name, 2))
+        lease = take(taker, name)[0]
         taker.settle([(lease, Outcome("bury", reason="checking"))])
-        rest = _take(taker, name)
+        rest = take(taker, name)
         equal(rest[0].id, f"{name}.1", "the task after the buried one")
-        taker.settle([(rest[0], _DONE)])
-        _none_left(taker, name, "tasks after one was buried and one done")
-        buried = getattr(taker, "buried", None)
-        if buried is not None:
-            found = [(one.id, one.body, one.reason) for one in buried() if one.queue == name]
+        taker.settle([(rest[0], DONE)])
+        none_left(taker, name, "tasks after one was buried and one done")
+        if type(taker).buried is not Queue.buried:
+            found = [(one.id, one.body, one.reason) for one in taker.buried() if one.queue == name]
             equal(found, [(lease.id, b"0", "checking")], "buried tasks")
 
 
@@ -275,31 +219,31 @@ def check_state(make: Make) -> None:
     """`state` says queued, running, and unknown of what is done or was never seen."""
     with opened(make) as (giver, taker):
         name = fresh()
-        _submit(giver, *_parcels(name, 2))
+        submit(giver, *some(name, 2))
         first, second, never = f"{name}.0", f"{name}.1", f"{name}.never"
         ids = [first, second, never]
-        lease = _take(taker, name)[0]
+        lease = take(taker, name)[0]
         equal(dict(giver.state(ids)), {first: "running", second: "queued", never: "unknown"}, "states")
-        taker.settle([(lease, _DONE)])
+        taker.settle([(lease, DONE)])
         equal(dict(giver.state(ids)), {first: "unknown", second: "queued", never: "unknown"}, "states")
         equal(dict(giver.state([])), {}, "states of nothing")
-        taker.settle([(_take(taker, name)[0], _DONE)])
+        taker.settle([(take(taker, name)[0], DONE)])
 
 
 def check_cancel(make: Make) -> None:
     """`cancel` removes a task that nobody has taken, and says False of a taken or unknown one, which it leaves."""
     with opened(make) as (giver, taker):
         name = fresh()
-        _submit(giver, *_parcels(name, 3))
+        submit(giver, *some(name, 3))
         equal(giver.cancel(f"{name}.1"), True, "cancel of a queued task")
         equal(giver.cancel(f"{name}.1"), False, "cancel of a task that was cancelled")
         equal(giver.cancel(f"{name}.never"), False, "cancel of an unknown task")
-        leases = _take(taker, name, 2)
+        leases = take(taker, name, 2)
         equal([lease.id for lease in leases], [f"{name}.0", f"{name}.2"], "tasks taken after a cancel")
         equal(giver.cancel(f"{name}.0"), False, "cancel of a taken task")
-        equal(_state(giver, f"{name}.0"), "running", "state of a taken task that somebody tried to cancel")
-        taker.settle([(lease, _DONE) for lease in leases])
-        _none_left(taker, name, "tasks at the end")
+        equal(state(giver, f"{name}.0"), "running", "state of a taken task that somebody tried to cancel")
+        taker.settle([(lease, DONE) for lease in leases])
+        none_left(taker, name, "tasks at the end")
 
 
 def check_many_takers(make: Make) -> None:
@@ -316,18 +260,18 @@ def check_many_takers(make: Make) -> None:
             while len(taken) < count and time.monotonic() < deadline:
                 leases = taker.take([name], limit=10, wait=0.1)
                 taken.extend(lease.id for lease in leases)
-                taker.settle([(lease, _DONE) for lease in leases])
+                taker.settle([(lease, DONE) for lease in leases])
 
         working = [Aside(work, taker) for taker in takers]
         start.wait(PATIENCE)
-        parcels = _parcels(name, count)
+        parcels = some(name, count)
         for n in range(0, count, 100):
-            _submit(giver, *parcels[n : n + 100])
+            submit(giver, *parcels[n : n + 100])
         for one in working:
             one.result(5 * PATIENCE, "a taker ends")
         equal(len(taken), count, "number of tasks taken")
         equal(set(taken), {parcel.id for parcel in parcels}, "tasks taken")
-        _none_left(takers[0], name, "tasks at the end")
+        none_left(takers[0], name, "tasks at the end")
 
 
 def check_same_id(make: Make) -> None:
@@ -336,17 +280,17 @@ def check_same_id(make: Make) -> None:
         name = fresh()
         task = f"{name}.0"
         for body in (b"first", b"second"):
-            _submit(giver, Parcel(task, body=body, queue=name))
-        lease = _take(taker, name)[0]
+            submit(giver, Parcel(task, body=body, queue=name))
+        lease = take(taker, name)[0]
         equal(lease.body, b"first", "the body of an id that was submitted twice")
-        _submit(giver, Parcel(task, body=b"third", queue=name))
-        _none_left(taker, name, "tasks while the only one is taken")
-        taker.settle([(lease, _DONE)])
-        _none_left(taker, name, "tasks after the only one is done")
-        _submit(giver, Parcel(task, body=b"fourth", queue=name))
-        lease = _take(taker, name)[0]
+        submit(giver, Parcel(task, body=b"third", queue=name))
+        none_left(taker, name, "tasks while the only one is taken")
+        taker.settle([(lease, DONE)])
+        none_left(taker, name, "tasks after the only one is done")
+        submit(giver, Parcel(task, body=b"fourth", queue=name))
+        lease = take(taker, name)[0]
         equal(lease.body, b"fourth", "the body of an id that was done before")
-        taker.settle([(lease, _DONE)])
+        taker.settle([(lease, DONE)])
 
 
 def check_any_bytes(make: Make) -> None:
@@ -362,32 +306,32 @@ def check_any_bytes(make: Make) -> None:
     with opened(make) as (giver, taker):
         name = fresh()
         for n, body in enumerate(bodies):
-            _submit(giver, Parcel(f"{name}.{n}", body=body, queue=name))
-        leases = _take(taker, name, len(bodies))
+            submit(giver, Parcel(f"{name}.{n}", body=body, queue=name))
+        leases = take(taker, name, len(bodies))
         for lease, body in zip(leases, bodies, strict=True):
             claim(lease.body == body, f"a body of {len(body):,} bytes did not come back as it was")
-        taker.settle([(lease, _DONE) for lease in leases])
+        taker.settle([(lease, DONE) for lease in leases])
 
 
 def check_close(make: Make) -> None:
     """`close` may be called twice, and unopened; afterwards calls raise ClientClosed; the tasks stay."""
     with opened(make) as (giver, taker):
         name = fresh()
-        _submit(giver, *_parcels(name, 1))
+        submit(giver, *some(name, 1))
         giver.close()
         giver.close()
         make().close()
-        refuses(ClientClosed, lambda: _submit(giver, *_parcels(name, 2)), "submit after close")
+        refuses(ClientClosed, lambda: submit(giver, *some(name, 2)), "submit after close")
         refuses(ClientClosed, lambda: giver.take([name], limit=1, wait=0), "take after close")
         refuses(ClientClosed, lambda: giver.state([name]), "state after close")
         refuses(ClientClosed, lambda: giver.cancel(name), "cancel after close")
         giver.wake()
-        lease = _take(taker, name)[0]
+        lease = take(taker, name)[0]
         equal(lease.id, f"{name}.0", "the task whose submitter closed")
-        taker.settle([(lease, _DONE)])
+        taker.settle([(lease, DONE)])
 
 
-QUEUE_CHECKS = tuple(check for name, check in list(globals().items()) if name.startswith("check_"))
+QUEUE_CHECKS = (*(check for name, check in list(globals().items()) if name.startswith("check_")), *MANAGING_CHECKS)
 
 
 @tests_of(QUEUE_CHECKS)

@@ -35,6 +35,7 @@ class Control:
         self._lock = threading.Lock()
         self._bell = threading.Condition(self._lock)
         self._closing = False
+        self.opened = threading.Event()  # the messenger is connected
         self.refused = 0
         self.thread = OurThread(self._run, "revolve-control")
 
@@ -66,6 +67,7 @@ class Control:
         worker = self._worker
         messenger, channel = worker.messenger, worker.channel
         messenger.open()
+        self.opened.set()
         cursor, kept = b"", 0.0
         while not self._closing:
             now = monotonic()

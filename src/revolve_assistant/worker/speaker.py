@@ -229,6 +229,8 @@ class Speaker:
     ) -> bool:
         """Write until it is stored; False: the worker ends before that. Raises what the messenger raised last."""
         messenger = other or self._worker.messenger
+        if other is None and not self._connected():
+            return False
         pause = PAUSES[0]
         while True:
             try:
@@ -251,6 +253,15 @@ class Speaker:
                     log.warning("the messenger answers again after %.1f s", monotonic() - self.away_since)
                     self.away_since = 0.0
                 return True
+
+    def _connected(self) -> bool:
+        """Wait for the control thread to open the messenger; False: the worker ends before that."""
+        opened = self._worker.control.opened
+        while not opened.is_set():
+            if monotonic() >= self._deadline:
+                return False
+            opened.wait(min(1.0, max(0.0, self._deadline - monotonic())))
+        return True
 
 
 class _Taken:

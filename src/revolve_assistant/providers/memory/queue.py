@@ -1,139 +1,85 @@
-"""Tasks in memory.
+"""Tasks in memory: see `tasks` for their moves, and `managing` for what steers them.
 
-    submit ─▶ delayed ─▶ ready ─▶ leased ─▶ settled: done, buried
-                  ▲        ▲        │
-                  └────────┴────────┘  released, or the lease ended
-
-Delays and leases are timers in one heap; `take` sleeps until a task comes, the next timer ends or its own time is up.
-Entries of heaps are dropped when they are met and no longer true, rather than searched for. Leases are fenced by a
-token that every take renews. A lease that ended but was not given to somebody else can still be settled or extended:
-there is no reason to run again what is done.
+`take` sleeps until a task comes, the next timer ends or its own time is up. Leases are fenced by a token that every
+take renews. A lease that ended but was not given to somebody else can still be settled or extended: there is no reason
+to run again what is done.
 """
 
 from __future__ import annotations
 
-import heapq
-import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
 
 from ... import engine as contract
-from ...engine import Buried, EngineState, Lease, Outcome, Parcel, Sink
+from ...engine import EngineState, Lease, Outcome, Parcel, Sink
 from ...traits import Traits
 from ..url import Url
-from .store import Clock, Member, Store, name_of
+from .managing import Managing
+from .store import Clock, name_of
+from .tasks import Tasks
 
 LEASE = 30.0  # seconds
+KEEP_BURIED = 7 * 86400.0  # seconds
+MOST_BURIED = 10_000
 
 
-class _Task:
-    __slots__ = ("body", "deliveries", "due", "id", "name", "order", "priority", "queue", "stage", "token")
-
-    def __init__(self, parcel: Parcel, order: int) -> None:
-        self.id = parcel.id
-        self.name = parcel.name
-        self.body = bytes(parcel.body)
-        self.queue = parcel.queue
-        self.priority = parcel.priority
-        self.order = order
-        self.deliveries = 0
-        self.token = 0  # of the latest take
-        self.stage: Literal["ready", "delayed", "leased"] = "delayed"
-        self.due = 0.0  # when a delay or lease ends
-
-
-class _Tasks(Store):
-    def __init__(self, clock: Clock) -> None:
-        super().__init__(clock)
-        self.tasks: dict[str, _Task] = {}
-        self.buried: dict[str, Buried] = {}
-        self.ready: dict[str, list[tuple[int, int, _Task]]] = {}  # heaps of (-priority, order, task)
-        self.timers: list[tuple[float, int, _Task]] = []  # heap; valid while the task is still due then
-        self.takers: dict[threading.Condition, frozenset[str]] = {}
-
-    def make_ready(self, task: _Task) -> None:
-        task.stage = "ready"
-        heapq.heappush(self.ready.setdefault(task.queue, []), (-task.priority, task.order, task))
-        for taker, queues in self.takers.items():
-            if task.queue in queues:
-                taker.notify_all()
-
-    def hold(self, task: _Task, stage: Literal["delayed", "leased"], seconds: float) -> None:
-        task.stage = stage
-        task.due = self.clock() + seconds
-        heapq.heappush(self.timers, (task.due, next(self.numbers), task))
-
-    def tick(self) -> float:
-        """End the delays and leases that are due; seconds until the next one is."""
-        while self.timers:
-            due, _, task = self.timers[0]
-            if task.stage == "ready" or task.due != due or self.tasks.get(task.id) is not task:
-                heapq.heappop(self.timers)  # extended, settled or cancelled meanwhile
-            elif due > (now := self.clock()):
-                return due - now
-            else:
-                heapq.heappop(self.timers)
-                self.make_ready(task)
-        return threading.TIMEOUT_MAX
-
-    def pop(self, queue: str) -> _Task | None:
-        heap = self.ready.get(queue)
-        while heap:
-            _, order, task = heapq.heappop(heap)
-            if task.stage == "ready" and task.order == order and self.tasks.get(task.id) is task:
-                return task
-        self.ready.pop(queue, None)
-        return None
-
-    def remove(self, task: _Task) -> None:
-        del self.tasks[task.id]
-        task.body = b""  # heaps may hold the rest of it for a while
-
-    def held(self, lease: Lease) -> _Task | None:
-        """The task of a lease that nobody has taken since."""
-        task = self.tasks.get(lease.id)
-        return task if task is not None and task.token == lease.token and task.stage != "delayed" else None
-
-
-class Queue(Member[_Tasks], contract.Queue):
+class Queue(Managing, contract.Queue):
     """Tasks in memory, for workers in this process. Every method may be called from any thread.
 
     An id that is submitted while it is held is one task. `lease`: seconds until a take that is neither settled
-    nor extended goes to somebody else.
+    nor extended goes to somebody else. Buried tasks are kept for `keep_buried` seconds, and the latest `most_buried`.
     """
 
     traits = Traits(
         summary="tasks in the memory of this process; the reference",
         delays=True,
         priorities=True,
+        manages=True,
         max_wait=3600.0,
         messenger="memory://",
     )
-    _kind = _Tasks
+    _kind = Tasks
 
-    def __init__(self, name: str = "", *, lease: float = LEASE, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self,
+        name: str = "",
+        *,
+        lease: float = LEASE,
+        keep_buried: float = KEEP_BURIED,
+        most_buried: int = MOST_BURIED,
+        clock: Clock = time.monotonic,
+    ) -> None:
         super().__init__(name, clock=clock)
         self.lease = lease
+        self._keep = (keep_buried, most_buried)
 
     @classmethod
     def from_url(cls, url: Url, *, clock: Clock = time.monotonic, **options: object) -> Queue:
-        """`memory://name?lease=30`. Raises `UsageError`."""
-        url = url.with_options(options).only("lease")
-        return cls(name_of(url), lease=url.number("lease", LEASE, least=0.001), clock=clock)
+        """`memory://name?lease=30&keep_buried=604800&most_buried=10000`. Raises `UsageError`."""
+        url = url.with_options(options).only("lease", "keep_buried", "most_buried")
+        return cls(
+            name_of(url),
+            lease=url.number("lease", LEASE, least=0.001),
+            keep_buried=url.number("keep_buried", KEEP_BURIED, least=0.001),
+            most_buried=url.whole("most_buried", MOST_BURIED),
+            clock=clock,
+        )
 
-    def submit(self, parcels: Sequence[Parcel], sink: Sink) -> None:
+    def close(self) -> None:
+        """Leave the store, which stays; a waiting take ends."""
+        self._leave()
+        super().close()
+
+    def submit(self, parcels: Sequence[Parcel], sink: Sink) -> Mapping[str, str] | None:
         store = self._joined()
+        kept_out = {}
         with store.lock:
+            store.tick()
             for parcel in parcels:
-                if parcel.id in store.tasks:
-                    continue
-                store.buried.pop(parcel.id, None)
-                task = store.tasks[parcel.id] = _Task(parcel, next(store.numbers))
-                if parcel.delay > 0:
-                    store.hold(task, "delayed", parcel.delay)
-                else:
-                    store.make_ready(task)
+                holder = store.enter(parcel)
+                if holder is not None:
+                    kept_out[parcel.id] = holder
+        return kept_out
 
     def take(self, queues: Sequence[str], *, limit: int, wait: float) -> Sequence[Lease]:
         deadline = time.monotonic() + wait
@@ -146,14 +92,15 @@ class Queue(Member[_Tasks], contract.Queue):
                 left = deadline - time.monotonic()
                 if leases or self._woken or left <= 0:
                     self._woken = False
+                    self._seen(store)
                     return leases
                 store.takers[self._arrival] = frozenset(queues)
                 try:
-                    self._arrival.wait(min(left, timer))
+                    self._arrival.wait(min(left, timer, store.patience(queues)))
                 finally:
                     store.takers.pop(self._arrival, None)
 
-    def _leases(self, store: _Tasks, queues: Sequence[str], limit: int) -> list[Lease]:
+    def _leases(self, store: Tasks, queues: Sequence[str], limit: int) -> list[Lease]:
         leases: list[Lease] = []
         for queue in queues:
             while len(leases) < limit and (task := store.pop(queue)) is not None:
@@ -166,16 +113,18 @@ class Queue(Member[_Tasks], contract.Queue):
     def extend(self, leases: Sequence[Lease]) -> None:
         store = self._joined()
         with store.lock:
+            self._seen(store)
             for lease in leases:
-                task = store.held(lease)
+                task = store.held(lease.id, lease.token)
                 if task is not None:
                     store.hold(task, "leased", self.lease)
 
     def settle(self, outcomes: Sequence[tuple[Lease, Outcome]]) -> None:
         store = self._joined()
         with store.lock:
+            self._seen(store)
             for lease, outcome in outcomes:
-                task = store.held(lease)
+                task = store.held(lease.id, lease.token)
                 if task is None:
                     continue
                 task.token = 0
@@ -187,18 +136,11 @@ class Queue(Member[_Tasks], contract.Queue):
                         store.hold(task, "delayed", outcome.delay)
                     else:
                         store.make_ready(task)
+                elif outcome.kind == "bury":
+                    store.bury(task, outcome.reason)
+                    store.clear_graves(*self._keep)
                 else:
-                    if outcome.kind == "bury":
-                        store.buried[task.id] = Buried(
-                            task.id, task.body, task.queue, task.deliveries, outcome.reason, task.name, time.time()
-                        )
                     store.remove(task)
-
-    def buried(self, *, limit: int = 100) -> list[Buried]:
-        """Buried tasks, the latest first."""
-        store = self._joined()
-        with store.lock:
-            return list(store.buried.values())[: -limit - 1 : -1]
 
     def state(self, ids: Iterable[str]) -> Mapping[str, EngineState]:
         store = self._joined()
