@@ -18,6 +18,8 @@ from . import registry
 from .url import Url
 
 _NAMED_BY_PATH = frozenset({"gearman", "memcached", "beanstalkd"})  # schemes whose path is the namespace
+_NAMED_BY_OPTION = frozenset({"redis", "rediss", "redis+unix", "redis+sentinel"})  # whose option `namespace` is it
+_NAMESPACE = "assistant"
 
 
 class Carriers(NamedTuple):
@@ -46,7 +48,7 @@ def choose(
     url: str | Url | Queue,
     messenger: str | Url | Messenger | NamedMessenger | None,
     secret: Any,
-    namespace: str = "assistant",
+    namespace: str = _NAMESPACE,
     **options: Any,
 ) -> Carriers:
     """The carriers, not opened. Raises `UsageError`, `UnknownProvider`, `ProviderMissing`, `Unsupported`."""
@@ -56,26 +58,35 @@ def choose(
             raise UsageError(f"a queue object brings its own settings: leave {', '.join(options)} out")
         queue, address = url, None
     else:
-        address = Url.parse(url)
+        address, namespace = _named(Url.parse(url), namespace)
         urls.append(address)
         made = registry.engine(address, **options)
         if not isinstance(made, Queue):
             raise UsageError(f"{address} is no queue")
         queue = made
-        if address.scheme in _NAMED_BY_PATH and address.path:
-            namespace = address.path
     carrier = messenger if messenger is not None else os.environ.get("REVOLVE_MESSENGER")
     if carrier is None:
         natural = queue.traits.messenger
         if natural is None:
             raise UsageError(f"{address or queue} brings no messenger: say messenger=, such as 'memcached://127.0.0.1'")
-        same = address is not None and Url.parse(natural).scheme == address.scheme
+        same = address is not None and registry.find(Url.parse(natural).scheme) is registry.find(address.scheme)
         carrier = address if same and address is not None else natural
     place = ""
     if isinstance(carrier, NamedMessenger):
         place, carrier = carrier.address, carrier.fresh()
     elif not isinstance(carrier, Messenger):
-        there = Url.parse(carrier)
+        there, _ = _named(Url.parse(carrier), namespace)
         urls.append(there)
         place, carrier = public_address(there), registry.messenger(there)
     return Carriers(queue, carrier, keyring(secret, *urls), namespace, str(address or queue), place)
+
+
+def _named(address: Url, namespace: str) -> tuple[Url, str]:
+    """An address that says its namespace where it has to, and the namespace that holds; its own goes first."""
+    if address.scheme in _NAMED_BY_PATH:
+        return address, address.path or namespace
+    if address.scheme in _NAMED_BY_OPTION:
+        namespace = address.options.get("namespace") or namespace
+        if namespace != _NAMESPACE:
+            address = address.with_options({"namespace": namespace})
+    return address, namespace

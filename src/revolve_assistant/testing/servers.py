@@ -19,6 +19,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from typing import ClassVar, TypeVar
 
 from ..errors import ProviderMissing, Unreachable, UsageError
@@ -174,6 +175,53 @@ class Memcached(Server):
     def command(self) -> list[str]:
         # It refuses to run as root unless told to; elsewhere -u is passed over.
         return [self.path, "-U", "0", "-l", self.host, "-p", str(self.port), "-u", "root", "-t", "2"]
+
+
+class Redis(Server):
+    """redis-server, which saves nothing unless `args` say so (`--appendonly yes`, `--save 60 1`, …).
+
+    Its folder, and so what it saved, is kept over `restart`. `Redis(replica_of=primary)` makes a replica.
+    """
+
+    program = "redis-server"
+    package = "redis-server"
+
+    def __init__(self, *args: str, replica_of: Server | None = None, timeout: float = 20.0) -> None:
+        """As `Server`; `replica_of` is a server that runs when this one is started."""
+        if replica_of is not None:
+            args = ("--replicaof", f"{replica_of.host} {replica_of.port}", *args)
+        super().__init__(*args, timeout=timeout)
+
+    def command(self) -> list[str]:
+        words = f"--bind {self.host} --port {self.port} --daemonize no --dir {self.folder} --save"
+        return [self.path, *words.split(), "", "--repl-diskless-sync-delay", "0"]
+
+    def start(self) -> None:
+        """As `Server.start`; it has also loaded what it had saved, and a replica has its primary's data."""
+        super().start()
+        self.ask("INFO", until=lambda text: "loading:0" in text and "master_link_status:down" not in text)
+
+    def ask(self, *words: str, until: Callable[[str], object] = lambda text: True) -> str:
+        """What it answers to a command, as raw text, asked again until it is as wanted. Raises `Unreachable`."""
+        deadline = time.monotonic() + self.timeout
+        pause = threading.Event()
+        request = f"*{len(words)}\r\n" + "".join(f"${len(word.encode())}\r\n{word}\r\n" for word in words)
+        text = ""
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(self.address, timeout=1.0) as link:
+                link.sendall(request.encode())
+                link.sendall(b"*1\r\n$4\r\nQUIT\r\n")
+                with link.makefile("rb") as file:
+                    text = file.read().decode(errors="replace").removesuffix("+OK\r\n")
+                if text.startswith("-NOAUTH") or until(text):
+                    return text
+            pause.wait(_PAUSE)
+        raise Unreachable(f"{self.program} on {self.host}:{self.port} does not get ready; it says:\n{text}{self.log()}")
+
+    @property
+    def url(self) -> str:
+        """Its address: `redis://127.0.0.1:port`."""
+        return f"redis://{self.host}:{self.port}"
 
 
 def free_port() -> int:

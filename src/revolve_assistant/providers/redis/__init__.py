@@ -1,0 +1,3 @@
+"""Redis and Valkey, 6.2 or later."""
+
+REQUIRES = "redis"
