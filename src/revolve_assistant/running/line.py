@@ -6,12 +6,15 @@
     cancel_requested, receive ◀─────┴─ "revolve-hearing"   ◀═══ read ════════ w.<…>      what watchers say
 
 Made at the first report, gone a second after the last. Code that reports meets no I/O: it is all on these two threads.
-While code runs its log is kept by a lease of 60 s, so that a process that was killed is noticed. A messenger that is
-away is tried again, with the same bytes; readers drop what they have.
+A log is kept from its first event on. A process that was killed answers no more on its control channel, which is how
+watchers notice. A messenger that is away is tried again, with the same bytes; readers drop what they have.
+
+How an exit of the interpreter meets a block that was not left: an `atexit` function says `lost` for it.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -21,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..errors import ProviderError, UsageError
+from ..errors import ProviderError, TaskLost, UsageError
 from ..pool.threads import OurThread
 from ..wire import frames as wire
 from ..wire.seal import Keyring, Purpose
-from .report import Report, failed
+from .report import Report, failed, lost
 
 if TYPE_CHECKING:
     from ..messenger import Messenger
@@ -33,13 +36,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("revolve_assistant")
 
-LEASE = 60.0  # seconds that a log outlives a process that does not renew it
+AWAY = 0.5  # seconds that an exit waits for a messenger that did not answer before
+LEASE = 60.0  # seconds that a control channel outlives a process that does not renew it, and a log at least
 RENEW = 20.0  # seconds between renewals
+SHORTER = 0.01  # part of its time that a log may be kept shorter, rather than have one more word with the messenger
 CAP = 8 << 20  # bytes of a log
 GATHER = 0.02  # seconds between two writes
 LINGER = 1.0  # seconds that the line stays for whoever reports next
 PAUSES = (0.05, 2.0)  # seconds between attempts to reach the messenger: first, most
 LEFT = 1000  # reports that have ended and wait to be written
+LEFT_BYTES = 32 << 20  # what they take together
+FLUSH = 5.0  # seconds that the ends of blocks wait for their last words to be stored; all of one outage together
 
 
 class Line:
@@ -57,6 +64,7 @@ class Line:
         self.inherited = False  # by a fork: it is another process's
         self.closing = False
         self.away_since = 0.0  # monotonic seconds since when the messenger does not answer; 0: it does
+        self.patience = FLUSH  # seconds that may still be waited for it
         self._ready: deque[Report] = deque()
         self._left: deque[Report] = deque()
         self._answers: list[tuple[str, tuple[Any, ...]]] = []  # (inbox, frame)
@@ -218,6 +226,7 @@ class Line:
                     with self.lock:
                         self.away_since = 0.0
                         self._left.clear()
+                self.patience = FLUSH
                 return
 
     def _keep(self, batch: _Batch) -> None:
@@ -226,17 +235,16 @@ class Line:
         with self.lock:
             running = [each for each in self.reports.values() if batch.renew or not each.kept]
         running += [each for each, _, _ in batch.parts if (batch.renew or not each.kept) and each not in running]
-        logs = [each.channel for each in running if not each.loose]
-        if logs:
-            self.messenger.keep([self.control, *logs], seconds=LEASE, cap=CAP)
-        loose: dict[float, list[str]] = {}
+        logs: dict[float, list[str]] = {}
+        if any(not each.loose for each in running):
+            logs[LEASE] = [self.control]
         for each in running:
-            if each.loose:
-                loose.setdefault(each.history, []).append(each.channel)
-        for seconds, channels in loose.items():
+            seconds = each.history if each.loose else max(LEASE, each.history)
+            logs.setdefault(seconds, []).append(each.channel)
+        for seconds, channels in logs.items():
             self.messenger.keep(channels, seconds=seconds, cap=CAP)
         for each in running:
-            each.kept = True
+            each.kept = asked
         if batch.renew:
             batch.renew = False
             self._renewed = asked
@@ -244,8 +252,9 @@ class Line:
     def _keep_ended(self, batch: _Batch) -> None:
         """From the end on a log is kept for as long as was said."""
         ended: dict[float, list[str]] = {}
+        now = monotonic()
         for each, _, over in batch.parts:
-            if over and not each.loose:
+            if over and not each.loose and (each.history < LEASE or now - each.kept > each.history * SHORTER):
                 ended.setdefault(each.history, []).append(each.channel)
         for seconds, channels in ended.items():
             self.messenger.keep(channels, seconds=seconds, cap=CAP)
@@ -297,8 +306,10 @@ class Line:
         wakes = []
         gone = 0
         with self.lock:
-            while len(self._left) > LEFT:
+            size = sum([report.size for report in self._left])
+            while len(self._left) > LEFT or size > LEFT_BYTES:
                 report = self._left.popleft()
+                size -= report.size
                 if report in self._ready:
                     self._ready.remove(report)
                     wakes += report.finish()
@@ -325,6 +336,7 @@ class _Batch:
 
 _lines: dict[Any, Line] = {}
 _lines_lock: Any = threading.Lock()
+_gone = threading.Condition(_lines_lock)  # a line has no users any more
 _parents: list[Line] = []  # not freed in a fork: closing what is shared would disturb the parent
 
 
@@ -344,8 +356,10 @@ def report_on(key: Any, make: Any, id: str, history: float, *, loose: bool = Fal
 
 
 def _left(line: Line, count: int) -> None:
-    with _lines_lock:
+    with _gone:
         line.users -= count
+        if not line.users:
+            _gone.notify_all()
 
 
 def _retire(line: Line) -> bool:
@@ -358,8 +372,26 @@ def _retire(line: Line) -> bool:
         return True
 
 
+@atexit.register
+def _at_exit() -> None:
+    """The interpreter ends: say so for the blocks that were not left, and have all last words written."""
+    with _lines_lock:
+        lines = list(dict.fromkeys(_lines.values()))
+    unsaid = []
+    for line in lines:
+        with line.lock:
+            unsaid += list(line.reports.values())
+    for report in unsaid:
+        report.end(None if report.loose else lost(TaskLost(f"{report.id}: its interpreter ended, and said no end")))
+    patience = max((AWAY if line.away_since else line.patience for line in lines), default=0.0)
+    with _gone:
+        _gone.wait_for(lambda: not any(line.users for line in lines), patience)
+
+
 def _in_fork() -> None:
+    global _gone  # noqa: PLW0603 - another thread's
     _lines_lock._at_fork_reinit()
+    _gone = threading.Condition(_lines_lock)
     for line in _lines.values():
         line.inherited = True
         line.renew()

@@ -84,7 +84,7 @@ class Report:
         self.pending: deque[bytes] = deque()
         self.size = 0
         self.listed = False  # the line knows that there is something
-        self.kept = False  # its log was made
+        self.kept = 0.0  # when its log was made or renewed, monotonic seconds; 0: never
         self.flagged = False  # it is asked to stop
         self.ended = False
         self.stored = False  # its end was written, or given up
@@ -216,6 +216,12 @@ def failed(error: BaseException) -> bytes:
 
 def cancelled(rung: str) -> bytes:
     return _encode((wire.CANCELLED, rung, []))
+
+
+def lost(error: BaseException) -> bytes:
+    from ..wire.remote import pack_error
+
+    return _encode((wire.LOST, pack_error(error), []))
 
 
 def retrying(reason: str, delay: float) -> bytes:

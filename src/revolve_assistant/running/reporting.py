@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextvars import Token
-from functools import wraps
+from functools import partial, wraps
 from time import monotonic
 from types import CodeType, TracebackType
 from typing import Any, TypeVar
@@ -27,8 +27,6 @@ from .line import Line, report_on
 from .report import Report, Reporting, cancelled, failed, retrying, started, succeeded
 
 HISTORY = 86400.0  # seconds that a log is kept after its end, unless it is said
-FLUSH = 5.0  # seconds that the end of a block waits until its last words are stored
-AWAY = 0.5  # the same where the messenger was away all that time already
 
 F = TypeVar("F", bound=Callable[..., Any])
 _ID = re.compile(r"[A-Za-z0-9._-]{1,60}\Z")
@@ -48,7 +46,8 @@ class reporting:  # noqa: N801 - used as `with reporting(…)`, as contextlib na
 
     `id`: 1 to 60 of A-Z, a-z, 0-9, ".", "_", "-". `messenger`: an address, or a Messenger for this alone; None takes
     REVOLVE_MESSENGER, else what the queue at REVOLVE_URL brings. `history`: seconds that all is kept after the end.
-    `name`: what it is called; None: the function around. Raises `UsageError`, `Unsupported`, `ProviderMissing` at once.
+    `name`: what it is called; None: the function around. `capture`: what is printed and logged becomes events too, and
+    goes its usual way as before. Raises `UsageError`, `Unsupported`, `ProviderMissing` at once.
     """
 
     def __init__(
@@ -60,6 +59,7 @@ class reporting:  # noqa: N801 - used as `with reporting(…)`, as contextlib na
         namespace: str = "assistant",
         name: str | None = None,
         history: float = HISTORY,
+        capture: bool = False,
     ) -> None:
         check_id(id)
         if isinstance(history, bool) or not isinstance(history, (int, float)) or not 0 < history < 1e9:
@@ -69,6 +69,8 @@ class reporting:  # noqa: N801 - used as `with reporting(…)`, as contextlib na
         self._named = name
         self._name = name if name is not None else _around(sys._getframe(1))
         self._history = float(history)
+        self._capture = bool(capture)
+        self._capturing: Any = None
         self._report: Report | None = None
         self._token: Token[Any] | None = None
         self._outer: Any = None
@@ -96,6 +98,11 @@ class reporting:  # noqa: N801 - used as `with reporting(…)`, as contextlib na
         )
         if self._shared:
             self._outer, api.in_process = outer, running
+        if self._capture:
+            from .capture import capturing
+
+            self._capturing = capturing(running.emit, mine=lambda: api._running() is running, tee=True)
+            self._capturing.__enter__()
         return running
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -103,7 +110,7 @@ class reporting:  # noqa: N801 - used as `with reporting(…)`, as contextlib na
         if report is None:
             return
         instead = _say_end(report, error)
-        wait_stored(report, FLUSH)
+        wait_stored(report)
         if instead is not None:
             raise instead from None
 
@@ -116,7 +123,7 @@ class reporting:  # noqa: N801 - used as `with reporting(…)`, as contextlib na
             return
         instead = _say_end(report, error)
         if not report.stored:
-            await aside(lambda: wait_stored(report, FLUSH))
+            await aside(partial(wait_stored, report))
         if instead is not None:
             raise instead from None
 
@@ -129,8 +136,9 @@ class reporting:  # noqa: N801 - used as `with reporting(…)`, as contextlib na
 
         def block() -> reporting:
             return reporting(
-                self.id, messenger=messenger, secret=secret, namespace=namespace, name=name, history=self._history
-            )
+                self.id, messenger=messenger, secret=secret, namespace=namespace, name=name, history=self._history,
+                capture=self._capture,
+            )  # fmt: skip
 
         if inspect.iscoroutinefunction(fn):
 
@@ -156,6 +164,9 @@ class reporting:  # noqa: N801 - used as `with reporting(…)`, as contextlib na
         assert report is not None
         assert token is not None
         self._report = self._token = None
+        capturing, self._capturing = self._capturing, None
+        if capturing is not None:
+            capturing.__exit__(None, None, None)
         try:
             api.in_context.reset(token)
         except ValueError:  # left in another context than entered (a generator's, say)
@@ -251,10 +262,14 @@ def _around(frame: Any) -> str:
 # --- ends
 
 
-def wait_stored(report: Report, seconds: float) -> None:
-    """Block until all was written, at most `seconds`; less where the messenger was away for as long already."""
-    away = report.line.away_since
-    wait(report.when_stored, AWAY if away and monotonic() - away > seconds else seconds)
+def wait_stored(report: Report) -> bool:
+    """Block until all was written, at most 5 s, in all blocks together as long as the messenger does not answer."""
+    line = report.line
+    if line.patience > 0:
+        began = monotonic()
+        if not wait(report.when_stored, line.patience):
+            line.patience -= monotonic() - began
+    return report.stored
 
 
 def _say_end(report: Report, error: BaseException | None) -> BaseException | None:
