@@ -288,12 +288,23 @@ class Inbox:
                 out.append((job.sink, (job.parcel, REPORT_RAISED, Untrusted(record[1]))))
             elif record[0] == wire.FOLLOWS and job.log is not None and not job.started:
                 job.follows = record[1]
+            elif record[0] == wire.STARTED:
+                self._begins(job, record, out)
             elif record[0] == EVENT or record[0] == PACKED or record[0] == PROGRESS:
                 self._outside(job, record, out)
             elif record[0] in wire.ENDS:
                 job.ended = True
                 out.append((job.sink, self._end(job, record)))
                 return
+
+    @staticmethod
+    def _begins(job: RemoteJob, record: list[Any], out: list[Any]) -> None:
+        """A program outside of any run says that it begins (`revolve emit --start`), perhaps once more."""
+        if job.started:
+            out.append((job.sink, (job.parcel, REPORT_RETRYING, "it was started again", 0.0)))
+        job.started = True
+        job.parcel.name = job.parcel.name or record[4]
+        out.append((job.sink, (job.parcel, REPORT_STARTED, record[1], record[2])))
 
     @staticmethod
     def _outside(job: RemoteJob, record: list[Any], out: list[Any]) -> None:

@@ -279,10 +279,11 @@ def _say_end(report: Report, error: BaseException | None) -> BaseException | Non
     if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
         record = cancelled("flag") if running._noticed else succeeded(running.result)
     elif isinstance(error, CancelSignal):
-        record = cancelled("flag")
+        rung = getattr(error, "rung", "flag")
+        record = cancelled(rung)
         if report.flagged:  # asked of this block, not of a task around it: what is around goes on with an `Exception`
             instead = TaskCancelled(f"{report.id} was asked to stop")
-            instead.rung = "flag"
+            instead.rung = rung
     elif _is_cancelled_coroutine(error):
         record = cancelled("exception")
     elif (again := _again(error)) is not None:
