@@ -201,6 +201,8 @@ class Connection:
     def gather(self) -> None:
         """Put the pushes that have come into `pushed`, without waiting. Only between answers. Raises as `exchange`."""
         sock = self._socket
+        if sock is not None and self._next() is not False:  # behind the last answer some may have come already
+            raise self._drop(ProtocolError(f"redis at {self.where} answered what nobody asked"))
         while sock is not None and (_pending(sock) or select.select([sock], [], [], 0)[0]):
             self.feed(time.monotonic() + self.place.timeout)
             if self._next() is not False:
