@@ -159,7 +159,7 @@ class reporting:  # noqa: N801 - used as `with reporting(…)`, as contextlib na
         return call  # type: ignore[return-value]
 
     def _leave(self) -> Report | None:
-        """Give back what `__enter__` took; None in a fork, which has nothing to say about how it ends."""
+        """Give back what `__enter__` took; None if nothing is to be said: in a fork, or as the interpreter ends."""
         report, token = self._report, self._token
         assert report is not None
         assert token is not None
@@ -175,7 +175,7 @@ class reporting:  # noqa: N801 - used as `with reporting(…)`, as contextlib na
         if self._shared and api.in_process is report.running:
             api.in_process = self._outer
         self._outer = None
-        return report if self._pid == os.getpid() else None
+        return report if self._pid == os.getpid() and not report.ended else None
 
 
 # --- beginnings
