@@ -24,6 +24,7 @@ from revolve_assistant import (
     TaskCancelled,
     TaskLost,
     Unsupported,
+    Untrusted,
     UsageError,
     ask,
     current_task,
@@ -404,13 +405,15 @@ def test_the_environment_says_where(place: str, client: Client, monkeypatch: pyt
     assert said(client.attach("url"))[-1] == ("succeeded", None)
 
 
-def test_another_secret_hears_nothing(place: str) -> None:
-    with reporting("secret", messenger=place, secret="a secret of sixteen or more"):
+def test_another_secret_hears_nothing_but_why(place: str) -> None:
+    with reporting("closed", messenger=place, secret="a secret of sixteen or more"):
         pass
     with Client(f"{place}-queue", messenger=place, secret="and another one of that length") as other:
-        task = other.attach("secret")
-        with pytest.raises(Exception, match=r"key|secret|sign"):
-            task.result(20)
+        with pytest.raises(Untrusted, match="give both the same secret"):
+            other.attach("closed").result(20)
+        with reporting("open", messenger=place, secret="and another one of that length"):
+            pass
+        assert said(other.attach("open"))[-1] == ("succeeded", None)
 
 
 def test_many_blocks_in_many_threads_share_one_line(place: str, client: Client) -> None:

@@ -104,6 +104,9 @@ class Reckoning:
                 for job in list(remote.jobs.values()):
                     if not job.started and job.acknowledged:
                         remote.end(job, REPORT_RAISED, Untrusted(text))
+                for job in list(remote.watches.jobs.values()):
+                    if not job.started and job.log is not None and job.log.box.refused:
+                        remote.end(job, REPORT_RAISED, Untrusted(text))
             else:
                 due = min(due, when)
         if now >= self._next:
