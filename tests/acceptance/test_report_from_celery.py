@@ -27,14 +27,14 @@ from celery import Celery
 from revolve_assistant import ask, emit, reporting, track
 
 app = Celery("shop", broker=os.environ["BROKER"])
-app.conf.update(broker_connection_retry_on_startup=True, worker_hijack_root_logger=False)
+app.conf.update(broker_connection_retry_on_startup=True)
 
 
 @app.task(bind=True)
 def convert(self, pages):
     with reporting(self.request.id, capture=True) as running:
         for page in track(range(pages), "converting"):
-            print("page", page)
+            print(f"page {page}")
         running.result = pages
     return pages
 
