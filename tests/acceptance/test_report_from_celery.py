@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from revolve_assistant import Client, TaskLost
-from revolve_assistant.caller import inbox, reckoning
+from revolve_assistant.caller import reckoning
 from revolve_assistant.caller.task import Task
 from revolve_assistant.testing.servers import Redis
 
@@ -204,7 +204,7 @@ def test_a_killed_child_whose_task_is_not_delivered_again_is_lost(
     worker: Worker, redis: Redis, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reckoning, "QUIET", 1.0)  # else it takes 40 s
-    monkeypatch.setattr(inbox, "PATIENCE_INSIDE", 5.5)
+    monkeypatch.setattr(reckoning, "ANSWER_INSIDE", 1.0)
     id = worker.call("once")
     task = client.attach(id, within=30)
     names = []

@@ -353,6 +353,17 @@ def test_the_same_id_the_next_night_is_another_attempt(place: str) -> None:
         assert task.result(10) == 2
 
 
+def test_who_holds_last_night_s_task_gets_tonight_s_from_attach(place: str, client: Client) -> None:
+    for night in (1, 2):
+        with reporting("nightly", messenger=place) as running:
+            running.result = night
+        if night == 1:
+            held = client.attach("nightly")
+            assert held.result(10) == 1
+    assert client.attach("nightly").result(10) == 2
+    assert held.result(10) == 1
+
+
 def test_attach_waits_for_who_has_not_begun(place: str, client: Client) -> None:
     task = client.attach("later", within=20)
     with pytest.raises(LookupError, match="never"):

@@ -11,13 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from revolve_assistant import Client, TaskLost, emit, report, reporting
-from revolve_assistant.caller import inbox, reckoning
+from revolve_assistant.caller import reckoning
 from revolve_assistant.caller.task import Task
 from revolve_assistant.running import line
 from revolve_assistant.running.line import _lines
@@ -83,7 +84,7 @@ def test_watchers_of_a_reporter_that_was_killed_hear_lost_and_those_who_come_lat
     server: Server, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reckoning, "QUIET", 1.0)  # else it takes 40 s
-    monkeypatch.setattr(inbox, "PATIENCE_INSIDE", 5.5)
+    monkeypatch.setattr(reckoning, "ANSWER_INSIDE", 1.0)
     with watching(address(server)) as client:
         task = client.attach("job", within=20)
         program = reporter(address(server))
@@ -228,7 +229,7 @@ def test_a_restarted_messenger_shows_what_it_lost_as_a_gap_or_not_at_all(
         emit("before")
         with watching(address(server)) as client:
             task = client.attach("job", within=10)
-            assert [each[0] for each in zip(task.events(), range(2), strict=False)][-1].name == "before"
+            assert [each.name for each in islice(task.events(), 2)] == ["started", "before"]
         server.restart()
         emit("after")
         running.result = 1
@@ -240,7 +241,7 @@ def test_a_restarted_messenger_shows_what_it_lost_as_a_gap_or_not_at_all(
 
 def test_a_line_that_is_cut_now_and_then_loses_nothing_and_repeats_nothing(need: Callable[[str], str]) -> None:
     need("redis-server")
-    with Redis() as server, Door(server.host, server.port) as door:
+    with Redis() as server, Door(server.port) as door:
         with reporting("cut", messenger=f"redis://{door.host}:{door.port}") as running:
             for i in range(300):
                 emit("tick", i)

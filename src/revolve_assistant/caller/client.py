@@ -395,7 +395,7 @@ class Client(concurrent.futures.Executor):
         seconds, ends as `LookupError`. Raises `Unsupported` where the messenger keeps no history.
         """
         known = self._tasks.get(task_id) or self._known.get(task_id) or _find(task_id)
-        if known is not None:
+        if known is not None and not known._stale:
             return known
         from .attached import attach
 
@@ -559,7 +559,7 @@ def _find(task_id: str) -> Task[Any] | None:
     """A task of another client of this process, or one that has ended and is still held by somebody."""
     for client in list(_clients):
         task = client._tasks.get(task_id) or client._known.get(task_id)
-        if task is not None:
+        if task is not None and not task._attached:
             return task
     return None
 

@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("revolve_assistant")
 MAX_FENCED = 100  # runs of one task that are remembered as over
 MAX_LOOSE = 1000  # writes outside of any run that are remembered, so that one that was repeated counts once
-PATIENCE = 5.0  # seconds that a worker has to say that it has a task
-PATIENCE_INSIDE = 30.0  # the same where the work's own process answers, which may hold the interpreter for long
 
 
 class RemoteJob:
@@ -70,7 +68,7 @@ class RemoteJob:
         "others",
         "over",
         "parcel",
-        "patience",
+        "reported",
         "resent",
         "run",
         "sink",
@@ -88,7 +86,7 @@ class RemoteJob:
         self.sink = sink
         self.attached = False  # somebody else submitted it
         self.within = 0.0  # seconds that it may take until its log is there
-        self.patience = PATIENCE
+        self.reported = False  # by code that somebody else runs, and perhaps runs again under the same id
         self.loose: dict[bytes, None] | None = None  # writes outside of any run that were heard
         self.history = 0.0  # seconds that its log is kept after its end; 0: it has none
         self.log: Any = None  # the `Watch` that reads its log
@@ -197,7 +195,7 @@ class Inbox:
                 if len(record) > 4 and not job.parcel.name:
                     job.parcel.name = record[4]
                 if len(record) > 5 and record[5]:
-                    job.patience = PATIENCE_INSIDE
+                    job.reported = True
                 out.append((job.sink, (job.parcel, REPORT_STARTED, record[1], record[2])))
                 self._begun(job)
             elif kind in wire.ENDS:
@@ -300,6 +298,7 @@ class Inbox:
     @staticmethod
     def _begins(job: RemoteJob, record: list[Any], out: list[Any]) -> None:
         """A program outside of any run says that it begins (`revolve emit --start`), perhaps once more."""
+        job.reported = True
         if job.started:
             out.append((job.sink, (job.parcel, REPORT_RETRYING, "it was started again", 0.0)))
         job.started = True

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 from ..errors import TaskLost, Untrusted
 from ..pool.reports import REPORT_LOST, REPORT_RAISED
 from ..wire import control
-from .inbox import PATIENCE
 
 if TYPE_CHECKING:
     from .inbox import RemoteJob
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("revolve_assistant")
 
 QUIET = 10.0  # seconds without an event after which a task is asked about
+ANSWER = 5.0  # seconds that a worker has to say that it has a task
+ANSWER_INSIDE = 30.0  # the same where the work's own process answers, which may hold the interpreter for long
 AGAIN = 1.0  # seconds between two looks while something is suspicious
 LONELY = 5.0  # seconds without any worker after which that is said
 ORPHAN = 60.0  # seconds that somebody else's task may be nowhere but in its empty log
@@ -166,13 +167,13 @@ class Reckoning:
                 job.asked = now
                 remote.say(job, control.ALIVE)
                 return
-            if now - job.asked < job.patience:
+            if now - job.asked < (ANSWER_INSIDE if job.reported else ANSWER):
                 return
             if job.spare is not None:
                 remote.end(job, *job.spare[1:])
             else:
                 text = f"task {job.parcel.id}: neither {remote.place} nor its worker has it any more"
-                if job.patience > PATIENCE:
+                if job.reported:
                     text = f"task {job.parcel.id}: the process that reported it is gone, and said no end"
                 remote.end(job, REPORT_LOST, TaskLost(text))
         elif job.attached:

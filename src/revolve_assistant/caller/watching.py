@@ -23,7 +23,7 @@ from ..wire import envelope
 from ..wire import frames as wire
 from ..wire.remote import headline
 from ..wire.seal import Purpose
-from .inbox import PATIENCE, Inbox, RemoteJob
+from .inbox import Inbox, RemoteJob
 from .mailbox import Mailbox, TaskLog
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class Watches:
                     continue
                 if watch.box.heard or job.started:
                     error: Exception = TaskLost(f"the history of task {id} was lost by {remote.main.name}")
-                    if job.patience > PATIENCE:
+                    if job.reported:
                         error = TaskLost(f"task {id}: the process that reported it is gone, and said no end")
                 elif remote.known_to_queue(id):
                     error = Unsupported(f"task {id} is in {remote.place}, but keeps no history (history=False)")

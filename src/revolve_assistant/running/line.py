@@ -39,7 +39,6 @@ log = logging.getLogger("revolve_assistant")
 AWAY = 0.5  # seconds that an exit waits for a messenger that did not answer before
 LEASE = 60.0  # seconds that a control channel outlives a process that does not renew it, and a log at least
 RENEW = 20.0  # seconds between renewals
-SHORTER = 0.01  # part of its time that a log may be kept shorter, rather than have one more word with the messenger
 CAP = 8 << 20  # bytes of a log
 GATHER = 0.02  # seconds between two writes
 LINGER = 1.0  # seconds that the line stays for whoever reports next
@@ -208,7 +207,6 @@ class Line:
                     messages = self._messages(batch)
                 if messages:
                     self.messenger.write(messages)
-                self._keep_ended(batch)
             except (ProviderError, OSError) as error:
                 self._opened = False
                 self._away(error)
@@ -230,34 +228,30 @@ class Line:
                 return
 
     def _keep(self, batch: _Batch) -> None:
-        """Make the logs before anything is written to them, and renew their leases."""
+        """Make the logs before anything is written to them, and renew their leases.
+
+        Before its end each is kept for as long as was said from then on; a server that was restarted meanwhile would
+        else not take the end.
+        """
         asked = monotonic()
+        over = {report for report, _, ended in batch.parts if ended and not report.loose}
         with self.lock:
-            running = [each for each in self.reports.values() if batch.renew or not each.kept]
-        running += [each for each, _, _ in batch.parts if (batch.renew or not each.kept) and each not in running]
+            due = [each for each in self.reports.values() if batch.renew or not each.kept]
+        due += [each for each, _, _ in batch.parts if (batch.renew or not each.kept) and each not in due]
+        due += [each for each in over if each not in due]
         logs: dict[float, list[str]] = {}
-        if any(not each.loose for each in running):
+        if any(not each.loose and each not in over for each in due):
             logs[LEASE] = [self.control]
-        for each in running:
-            seconds = each.history if each.loose else max(LEASE, each.history)
+        for each in due:
+            seconds = each.history if each.loose or each in over else max(LEASE, each.history)
             logs.setdefault(seconds, []).append(each.channel)
         for seconds, channels in logs.items():
             self.messenger.keep(channels, seconds=seconds, cap=CAP)
-        for each in running:
+        for each in due:
             each.kept = asked
         if batch.renew:
             batch.renew = False
             self._renewed = asked
-
-    def _keep_ended(self, batch: _Batch) -> None:
-        """From the end on a log is kept for as long as was said."""
-        ended: dict[float, list[str]] = {}
-        now = monotonic()
-        for each, _, over in batch.parts:
-            if over and not each.loose and (each.history < LEASE or now - each.kept > each.history * SHORTER):
-                ended.setdefault(each.history, []).append(each.channel)
-        for seconds, channels in ended.items():
-            self.messenger.keep(channels, seconds=seconds, cap=CAP)
 
     def _messages(self, batch: _Batch) -> list[tuple[str, bytes]]:
         found: list[tuple[str, bytes]] = []
