@@ -16,6 +16,7 @@ _HOME = {
     "report": "running.api",
     "ask": "running.api",
     "current_task": "running.api",
+    "reporting": "running.reporting",
     "Running": "running.api",
     "Event": "event",
     "Progress": "event",
@@ -97,6 +98,7 @@ if TYPE_CHECKING:
     from .running.api import emit as emit
     from .running.api import report as report
     from .running.api import track as track
+    from .running.reporting import reporting as reporting
     from .traits import Traits as Traits
     from .worker.worker import Worker as Worker
 

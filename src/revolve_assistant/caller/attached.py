@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class AttachedTask(Task[Any]):
     """Made by `Client.attach`. Dropping it costs the work nothing, and its failure is nobody's here to hear of."""
 
+    _attached = True
+
     def __init__(self, client: Client, task_id: str) -> None:
         super().__init__(client, Parcel(task_id), PLAIN)
         self._pid = os.getpid()
@@ -56,6 +58,7 @@ class AttachedTask(Task[Any]):
 
     def _settle(self, state: str, rung: str = "", error: BaseException | None = None) -> None:
         _ = self.name  # before the parcel goes
+        self._stale = self._parcel is not None and self._parcel._ is not None and self._parcel._.reported
         super()._settle(state, rung, error)
         self._disarm()
         self._client._pinned.pop(self._id, None)
@@ -75,7 +78,7 @@ class _Owner:
             task.take(report)
 
 
-def attach(client: Client, task_id: str) -> Task[Any]:
+def attach(client: Client, task_id: str, within: float) -> Task[Any]:
     """The task with this id, as far as the messenger can tell. Raises `Unsupported`, `ClientClosed`."""
     if not client._remote:
         return missing(client, task_id)
@@ -89,7 +92,7 @@ def attach(client: Client, task_id: str) -> Task[Any]:
     task._noted = True
     engine = client._engine
     try:
-        fits = engine.attach(parcel, sink)
+        fits = engine.attach(parcel, sink, within)
     except BaseException:
         client._known.pop(task_id, None)
         raise

@@ -370,18 +370,19 @@ class Client(Steering, Scheduling, Patient, concurrent.futures.Executor):
                 self._listeners.remove(name, fn)
                 self._listeners_version += 1
 
-    def attach(self, task_id: str) -> Task[Any]:
+    def attach(self, task_id: str, *, within: float = 1.0) -> Task[Any]:
         """The task with this id: its whole history, then live. Never blocks.
 
         On a queue it may be the task of any client with the same secret, and be stopped and spoken to from here as
-        well. An unknown id ends as `LookupError`. Raises `Unsupported` where the messenger keeps no history.
+        well; so may code that somebody else runs (`reporting`). An id that is unknown, and still is after `within`
+        seconds, ends as `LookupError`. Raises `Unsupported` where the messenger keeps no history.
         """
         known = self._tasks.get(task_id) or self._known.get(task_id) or _find(task_id)
-        if known is not None:
+        if known is not None and not known._stale:
             return known
         from .attached import attach
 
-        return attach(self, task_id)
+        return attach(self, task_id, within)
 
     def group(self, tasks: Iterable[Task[Any]]) -> Task[list[Any]]:
         """One task for many: its progress is theirs, its result the ordered list of theirs.
@@ -541,7 +542,7 @@ def _find(task_id: str) -> Task[Any] | None:
     """A task of another client of this process, or one that has ended and is still held by somebody."""
     for client in list(_clients):
         task = client._tasks.get(task_id) or client._known.get(task_id)
-        if task is not None:
+        if task is not None and not task._attached:
             return task
     return None
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("revolve_assistant")
 MAX_FENCED = 100  # runs of one task that are remembered as over
+MAX_LOOSE = 1000  # writes outside of any run that are remembered, so that one that was repeated counts once
 
 
 class RemoteJob:
@@ -61,11 +62,13 @@ class RemoteJob:
         "history",
         "key",
         "log",
+        "loose",
         "messages",
         "next",
         "others",
         "over",
         "parcel",
+        "reported",
         "resent",
         "run",
         "sink",
@@ -74,6 +77,7 @@ class RemoteJob:
         "stopping",
         "waiting_end",
         "wakes",
+        "within",
     )
 
     def __init__(self, parcel: Parcel, sink: Sink) -> None:
@@ -81,6 +85,9 @@ class RemoteJob:
         self.key = parcel.id  # what its caller calls it; the parcel's id is that of the task that it follows
         self.sink = sink
         self.attached = False  # somebody else submitted it
+        self.within = 0.0  # seconds that it may take until its log is there
+        self.reported = False  # by code that somebody else runs, and perhaps runs again under the same id
+        self.loose: dict[bytes, None] | None = None  # writes outside of any run that were heard
         self.history = 0.0  # seconds that its log is kept after its end; 0: it has none
         self.log: Any = None  # the `Watch` that reads its log
         self.follows = ""  # the task that it is in truth
@@ -129,7 +136,8 @@ class Inbox:
                 job.heard = now
                 job.asked = 0.0
                 if first == 0:
-                    self._aside(job, records, out)
+                    if not self._heard(job, run, records):
+                        self._aside(job, records, out)
                 elif run == job.run or self._begin(job, run, records, out):
                     if source:
                         self._elsewhere(job, source, first, records, out)
@@ -186,6 +194,8 @@ class Inbox:
                 job.control = record[3]
                 if len(record) > 4 and not job.parcel.name:
                     job.parcel.name = record[4]
+                if len(record) > 5 and record[5]:
+                    job.reported = True
                 out.append((job.sink, (job.parcel, REPORT_STARTED, record[1], record[2])))
                 self._begun(job)
             elif kind in wire.ENDS:
@@ -254,6 +264,21 @@ class Inbox:
         """The tasks whose end waits for what comes from this messenger."""
         return {id for id, job in self._jobs.items() if job.waiting_end is not None and source in job.waiting_end[1]}
 
+    @staticmethod
+    def _heard(job: RemoteJob, run: bytes, records: list[Any]) -> bool:
+        """Whether this write outside of any run is one that was repeated."""
+        if not records or records[0][0] in wire.ASIDE:
+            return False
+        loose = job.loose
+        if loose is None:
+            loose = job.loose = {}
+        if run in loose:
+            return True
+        if len(loose) >= MAX_LOOSE:
+            del loose[next(iter(loose))]
+        loose[run] = None
+        return False
+
     def _aside(self, job: RemoteJob, records: list[Any], out: list[Any]) -> None:
         for record in records:
             if record[0] == wire.REFUSED and not job.started:
@@ -261,11 +286,24 @@ class Inbox:
                 out.append((job.sink, (job.parcel, REPORT_RAISED, Untrusted(record[1]))))
             elif record[0] == wire.FOLLOWS and job.log is not None and not job.started:
                 job.follows = record[1]
+            elif record[0] == wire.STARTED:
+                self._begins(job, record, out)
             elif record[0] == EVENT or record[0] == PACKED or record[0] == PROGRESS:
                 self._outside(job, record, out)
             elif record[0] in wire.ENDS:
                 job.ended = True
                 out.append((job.sink, self._end(job, record)))
+                return
+
+    @staticmethod
+    def _begins(job: RemoteJob, record: list[Any], out: list[Any]) -> None:
+        """A program outside of any run says that it begins (`revolve emit --start`), perhaps once more."""
+        job.reported = True
+        if job.started:
+            out.append((job.sink, (job.parcel, REPORT_RETRYING, "it was started again", 0.0)))
+        job.started = True
+        job.parcel.name = job.parcel.name or record[4]
+        out.append((job.sink, (job.parcel, REPORT_STARTED, record[1], record[2])))
 
     @staticmethod
     def _outside(job: RemoteJob, record: list[Any], out: list[Any]) -> None:

@@ -150,8 +150,13 @@ class TaskLog(Mailbox):
         namespace: str,
         distrusted: Callable[[Untrusted], None],
     ) -> None:
-        super().__init__(messenger, wire.log_of(task_id), keys, namespace, distrusted)
+        def refuse(error: Untrusted) -> None:
+            self.refused = True
+            distrusted(error)
+
+        super().__init__(messenger, wire.log_of(task_id), keys, namespace, refuse)
         self.fresh = False
+        self.refused = False  # something in it was not sealed with a key of ours
         self.gone = False
         self.missed = 0.0  # when it was found to be gone, monotonic seconds
         self.drained = 0.0  # when it was last read to its end, monotonic seconds

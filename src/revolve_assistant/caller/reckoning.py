@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("revolve_assistant")
 
 QUIET = 10.0  # seconds without an event after which a task is asked about
-AGAIN = 1.0  # seconds between two looks while something is suspicious
 ANSWER = 5.0  # seconds that a worker has to say that it has a task
+ANSWER_INSIDE = 30.0  # the same where the work's own process answers, which may hold the interpreter for long
+AGAIN = 1.0  # seconds between two looks while something is suspicious
 LONELY = 5.0  # seconds without any worker after which that is said
 ORPHAN = 60.0  # seconds that somebody else's task may be nowhere but in its empty log
 DISTRUST = 2.0  # seconds that tasks wait for a worker with the right key once one with another key answered
@@ -101,6 +102,9 @@ class Reckoning:
                 self._distrusted = None
                 for job in list(remote.jobs.values()):
                     if not job.started and job.acknowledged:
+                        remote.end(job, REPORT_RAISED, Untrusted(text))
+                for job in list(remote.watches.jobs.values()):
+                    if not job.started and job.log is not None and job.log.box.refused:
                         remote.end(job, REPORT_RAISED, Untrusted(text))
             else:
                 due = min(due, when)
@@ -177,12 +181,14 @@ class Reckoning:
                 job.asked = now
                 remote.say(job, control.ALIVE)
                 return
-            if now - job.asked < ANSWER:
+            if now - job.asked < (ANSWER_INSIDE if job.reported else ANSWER):
                 return
             if job.spare is not None:
                 remote.end(job, *job.spare[1:])
             else:
                 text = f"task {job.parcel.id}: neither {remote.place} nor its worker has it any more"
+                if job.reported:
+                    text = f"task {job.parcel.id}: the process that reported it is gone, and said no end"
                 remote.end(job, REPORT_LOST, TaskLost(text))
         elif job.attached:
             self._wait_on(job, now)
@@ -202,7 +208,7 @@ class Reckoning:
         Whoever submitted it sends it again if it was lost, and a program outside of any queue may be silent as long as
         it likes: its log says when it is over.
         """
-        if job.log is None or (not job.started and not job.log.box.heard and now - job.heard > ORPHAN):
+        if job.log is None or (not job.started and not job.log.box.heard and now - job.heard > max(ORPHAN, job.within)):
             text = f"task {job.parcel.id} is not in {self._remote.place} any more"
             self._remote.end(job, REPORT_LOST, TaskLost(text))
         self._doubts.pop(job, None)

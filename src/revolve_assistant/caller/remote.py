@@ -30,7 +30,7 @@ from .inbox import Inbox, RemoteJob
 from .mailbox import TIDY, Mailbox, read_together
 from .outbox import Outbox
 from .reckoning import Reckoning
-from .watching import Watches
+from .watching import Watches, superseded
 
 if TYPE_CHECKING:
     from ..providers.carriers import Carriers
@@ -132,11 +132,11 @@ class Remote:
             with self._lock:
                 self._bell.notify()
 
-    def attach(self, parcel: Parcel, sink: Sink) -> bool:
+    def attach(self, parcel: Parcel, sink: Sink, within: float = 0.0) -> bool:
         """Hear a task that somebody else submitted; no I/O. False: no task can be called that. Raises `Unsupported`."""
         if self._closing:
             raise Unreachable("the client is closed")
-        return self.watches.attach(parcel, sink)
+        return self.watches.attach(parcel, sink, within)
 
     def detach(self, parcel: Parcel) -> None:
         """Nobody here is interested in it any more. From any thread, the collector's included."""
@@ -485,10 +485,15 @@ class Remote:
             wait = min(wait, TIDY)
         for box, found, count in read_together(self.messenger, [self.main, *list(self.watches.boxes)], wait):
             watch = self.watches.boxes.get(box)
+            if watch is not None and len(found) > 1:
+                superseded(found)
             self._take(box, found, watch.inbox if watch is not None else self.inbox)
             total += count
             if watch is not None:
                 self.watches.look(box)
+            elif self.watches.jobs:
+                for _, frames in found:
+                    self.watches.answered(frames, monotonic())
         self.main.tidy(not total)
         self.reckoning.read(monotonic(), total)
         return total

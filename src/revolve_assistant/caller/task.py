@@ -75,6 +75,8 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
     _stopping = False
     _noted = False
     _unique: str | None = None
+    _attached = False  # somebody else's
+    _stale = False  # it has ended, and its id may mean another run by now
 
     def __init__(self, client: Client, parcel: Parcel, options: Options) -> None:
         self._client = client

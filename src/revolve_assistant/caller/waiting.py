@@ -65,7 +65,7 @@ async def wait_async(register: Register) -> None:
         forget()
 
 
-async def aside(call: Callable[[], None]) -> None:
+async def aside(call: Callable[[], object]) -> None:
     """Run `call()` in a thread and wait for it; the thread goes on when this is cancelled (in trio it is not).
 
     A thread of our own: the pools of asyncio and trio keep theirs, and fork:// would then refuse to fork.

@@ -23,6 +23,7 @@ from ..errors import ProviderError, TaskLost, Unsupported, Untrusted
 from ..pool.reports import REPORT_CANCELLED, REPORT_LOST
 from ..wire import envelope
 from ..wire import frames as wire
+from ..wire.remote import headline
 from ..wire.seal import Purpose
 from .inbox import Inbox, RemoteJob
 from .mailbox import Mailbox, TaskLog
@@ -35,6 +36,7 @@ log = logging.getLogger("revolve_assistant")
 
 GRACE = 1.0  # seconds that a task may take to get to where others see it, once its id is known
 _LOOK = 0.1  # seconds between two looks for it
+_LOOK_LATER = 0.5  # the same for one that may take longer
 _ID = re.compile(r"[A-Za-z0-9._-]{1,60}\Z")
 
 
@@ -59,8 +61,11 @@ class Watches:
         self.jobs: dict[str, RemoteJob] = {}  # those that are no longer, or never were, among the client's own
         self.missing: list[Watch] = []  # whose log is not there
 
-    def attach(self, parcel: Parcel, sink: Sink) -> bool:
-        """Hear a task of somebody else from its start on; False: no task can be called that. Raises `Unsupported`."""
+    def attach(self, parcel: Parcel, sink: Sink, within: float = 0.0) -> bool:
+        """Hear a task of somebody else from its start on; False: no task can be called that. Raises `Unsupported`.
+
+        `within`: seconds that it may take until it is there.
+        """
         remote = self._remote
         if not remote.messenger.traits.replays:
             raise Unsupported(
@@ -72,6 +77,7 @@ class Watches:
         job = parcel._ = RemoteJob(parcel, sink)
         job.attached = job.acknowledged = True
         job.heard = monotonic()
+        job.within = max(GRACE, within)
         self.jobs[job.key] = job
         self.open(job)
         remote.start()
@@ -98,6 +104,14 @@ class Watches:
         """What stands in the log of somebody's task is not signed with a key of ours."""
         if job.log is not None:
             job.log.refused = error
+
+    def answered(self, frames: list[Any], now: float) -> None:
+        """What came to the client's inbox: perhaps that somebody has a task that is watched."""
+        for id, _run, first, records in frames:
+            job = self.jobs.get(id) if first == 0 else None
+            if job is not None and records and records[0][0] == wire.ALIVE:
+                job.heard = now
+                job.asked = 0.0
 
     def drop(self, job: RemoteJob) -> None:
         """The job has ended, or is heard elsewhere."""
@@ -162,9 +176,10 @@ class Watches:
             if not job.ended and job.attached:
                 id = job.parcel.id
                 now = monotonic()
-                if not watch.box.heard and not job.started and now < job.heard + GRACE:
-                    if now < watch.box.missed + _LOOK:
-                        again = min(again, watch.box.missed + _LOOK)
+                if not watch.box.heard and not job.started and now < job.heard + max(GRACE, job.within):
+                    look = watch.box.missed + (_LOOK if now < job.heard + GRACE else _LOOK_LATER)
+                    if now < look:
+                        again = min(again, look)
                     else:  # perhaps it is on its way
                         self.missing.remove(watch)
                         self.open(job)
@@ -172,6 +187,8 @@ class Watches:
                     continue
                 if watch.box.heard or job.started:
                     error: Exception = TaskLost(f"the history of task {id} was lost by {remote.main.name}")
+                    if job.reported:
+                        error = TaskLost(f"task {id}: the process that reported it is gone, and said no end")
                 elif remote.known_to_queue(id):
                     error = Unsupported(f"task {id} is in {remote.place}, but keeps no history (history=False)")
                 else:
@@ -239,3 +256,23 @@ class Watches:
         frame = (task_id, os.urandom(8), int(numbered), [record])
         data = wire.encode("", list(remote.keys.fingerprints), [frame])
         return channel, remote.keys.seal(Purpose.EVENT, f"{remote.namespace}/{channel}", data)
+
+
+def superseded(found: list[tuple[str, list[Any]]]) -> None:
+    """Change what was read from a log: an end after which the same code was run again is the end of an attempt only.
+
+    Code that somebody else runs (`reporting`) may be run again under the same id whatever its end was: a Celery task
+    that is retried, a cron job the next night.
+    """
+    again = False
+    for _, frames in reversed(found):
+        for frame in reversed(frames):
+            records = frame[3]
+            if again and records and records[-1][0] in wire.ENDS:
+                last = records.pop()
+                if frame[2]:
+                    failure = last[1] if last[0] == wire.FAILED else None
+                    reason = headline(failure) if failure is not None else "it had ended, and was started again"
+                    records.append([wire.RETRYING, reason, 0.0])
+            if records and records[0][0] == wire.STARTED and len(records[0]) > 5 and records[0][5]:
+                again = True

@@ -42,9 +42,13 @@ FLUSH_EVERY = 0.05  # seconds between unfinished lines sent because the callable
 class _Capture:
     """One capture: whom it is for, where it sends, and whether it still lives."""
 
-    def __init__(self, emit: Callable[..., object], thread_ident: int | None) -> None:
+    def __init__(
+        self, emit: Callable[..., object], thread_ident: int | None, mine: Callable[[], bool] | None, tee: bool
+    ) -> None:
         self._emit = emit
         self.thread_ident = thread_ident
+        self._mine = mine
+        self.tee = tee
         self.alive = True
         self.bars: dict[int, weakref.ref[Any]] = {}  # tqdm bars not closed, by id, outermost first
         self.records = _Records(self)
@@ -54,12 +58,18 @@ class _Capture:
         """Whether what this thread says now is to become an event. False within `emit`: it must not hear itself."""
         if not self.alive or getattr(self._inside, "now", False):
             return False
+        if self._mine is not None:
+            return self._mine()
         return self.thread_ident is None or self.thread_ident == threading.get_ident()
 
     def emit(self, *args: Any) -> None:
+        self.unheard(self._emit, *args)
+
+    def unheard(self, call: Callable[..., object], *args: Any) -> None:
+        """Make a call that may print or log, none of which is to become an event."""
         self._inside.now = True
         try:
-            self._emit(*args)
+            call(*args)
         finally:
             self._inside.now = False
 
@@ -116,6 +126,8 @@ class _Text(_Stream, io.TextIOBase):
             if self.real is not None:
                 self.real.write(text)
             return len(text)
+        if self.capture.tee and self.real is not None:
+            self.capture.unheard(self.real.write, text)
         end = text.rfind("\n") + 1
         with self._lock:
             if end == len(text) > 0:
@@ -144,10 +156,10 @@ class _Text(_Stream, io.TextIOBase):
             self.capture.emit(self._event, sound(piece))
 
     def flush(self) -> None:
-        if not self.capture.wants():
-            if self.real is not None:
-                self.real.flush()
-        elif self._parts and (now := time.monotonic()) - self._flushed >= FLUSH_EVERY:
+        wants = self.capture.wants()
+        if (self.capture.tee or not wants) and self.real is not None:
+            self.real.flush()
+        if wants and self._parts and (now := time.monotonic()) - self._flushed >= FLUSH_EVERY:
             self._flushed = now
             with self._lock:
                 self._send("")
@@ -210,6 +222,19 @@ class _Records(logging.Handler):
             self.handleError(record)
         else:
             _log(self.capture, record.levelname, record.name, text)
+        if self.capture.tee and logging.lastResort is not None and self._alone(record):
+            logging.lastResort.handle(record)
+
+    @staticmethod
+    def _alone(record: logging.LogRecord) -> bool:
+        """Whether nobody else handles the record, so that without us it would go to stderr."""
+        logger: logging.Logger | None = logging.getLogger(record.name)
+        while logger is not None:
+            if any(not isinstance(handler, _Records) for handler in logger.handlers):
+                return False
+            logger = logger.parent if logger.propagate else None
+        assert logging.lastResort is not None
+        return record.levelno >= logging.lastResort.level
 
 
 def _log(capture: _Capture, level: str, logger: str, text: str) -> None:
@@ -324,10 +349,13 @@ def _hook_in() -> None:
         root.handlers.extend(ours)
 
     def emit(self: Any, record: logging.LogRecord) -> None:
-        if isinstance(self.stream, _Text) and self.stream.capture.wants():
-            self.stream.capture.records.emit(record)
-        else:
+        capture = self.stream.capture if isinstance(self.stream, _Text) else None
+        if capture is None or not capture.wants():
             stream_emit(self, record)
+            return
+        capture.records.emit(record)
+        if capture.tee:
+            capture.unheard(stream_emit, self, record)
 
     def showwarning(message: Any, category: Any, *where: Any, file: Any = None, line: Any = None) -> None:
         filename, lineno, file, line = (*where, file, line)[:4] if len(where) < 4 else where
@@ -335,6 +363,8 @@ def _hook_in() -> None:
         if capture is None:
             show(message, category, filename, lineno, file, line)
         else:
+            if capture.tee:
+                capture.unheard(show, message, category, filename, lineno, file, line)
             text = warnings.formatwarning(message, category, filename, lineno, line)
             _log(capture, "WARNING", "py.warnings", text.rstrip("\n"))
 
@@ -371,15 +401,22 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextlib.contextmanager
-def capturing(emit: Callable[..., object], *, thread_ident: int | None = None) -> Iterator[None]:
+def capturing(
+    emit: Callable[..., object],
+    *,
+    thread_ident: int | None = None,
+    mine: Callable[[], bool] | None = None,
+    tee: bool = False,
+) -> Iterator[None]:
     """While inside, what the callable prints, logs, warns and draws with tqdm goes to `emit(name, *args)`.
 
-    All threads count, or only the one with `thread_ident`. A root logger without handlers whose level is above INFO
-    is opened to INFO meanwhile; a configured one keeps its level, and a level that the callable sets stays. `emit` may
-    block, and then so does who prints; what it raises, `print` raises. What `emit` itself prints or logs goes the
-    usual way. Leaving sends unfinished lines and restores everything, whatever the callable put in its place.
+    All threads count, or only the one with `thread_ident`, or where `mine()` says so. With `tee`, all but bars goes its
+    usual way as well. A root logger without handlers whose level is above INFO is opened to INFO meanwhile; a
+    configured one keeps its level, and a level that the callable sets stays. `emit` may block, and then so does who
+    prints; what it raises, `print` raises. What `emit` itself prints or logs goes the usual way. Leaving sends
+    unfinished lines and restores everything, whatever the callable put in its place.
     """
-    capture, root = _Capture(emit, thread_ident), logging.getLogger()
+    capture, root = _Capture(emit, thread_ident, mine, tee), logging.getLogger()
     out = _Text(capture, "output", sys.stdout, "<stdout>")
     err = _Text(capture, "error_output", sys.stderr, "<stderr>")
     with _hooks:
@@ -398,7 +435,7 @@ def capturing(emit: Callable[..., object], *, thread_ident: int | None = None) -
             with _hooks:
                 capture.alive = False
                 for name, stream in (("stdout", out), ("stderr", err)):
-                    if thread_ident is None or getattr(sys, name) is stream:
+                    if (thread_ident is None and mine is None) or getattr(sys, name) is stream:
                         setattr(sys, name, stream.real)
                 root.removeHandler(capture.records)
                 _active.remove(capture)
