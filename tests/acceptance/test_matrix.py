@@ -20,9 +20,9 @@ import pytest
 from revolve_assistant import Client, TaskCancelled, TaskLost, Worker, current_task, emit, track
 from revolve_assistant.testing.servers import Gearmand, Memcached, Redis
 
-ENGINES = ["memory", "gearman", "redis", "process", "fork", "thread"]
-MESSENGERS = ["memory", "gearman", "memcached", "filesystem", "redis"]
-QUEUES = {"memory", "gearman", "redis"}
+ENGINES = ["memory", "gearman", "redis", "sqlite", "process", "fork", "thread"]
+MESSENGERS = ["memory", "gearman", "memcached", "filesystem", "redis", "sqlite"]
+QUEUES = {"memory", "gearman", "redis", "sqlite"}
 
 Pair = tuple[Client, str]
 
@@ -41,6 +41,7 @@ def places(need: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
             "gearman": f"gearman://127.0.0.1:{gearmand.port}/matrix",
             "memcached": f"memcached://127.0.0.1:{memcached.port}/matrix",
             "redis": redis.url,
+            "sqlite": f"sqlite:///{folder}/jobs.db",
             "filesystem": f"file://{folder}/events",
         }
 

@@ -18,7 +18,9 @@ from . import registry
 from .url import Url
 
 _NAMED_BY_PATH = frozenset({"gearman", "memcached", "beanstalkd"})  # schemes whose path is the namespace
-_NAMED_BY_OPTION = frozenset({"redis", "rediss", "redis+unix", "redis+sentinel"})  # whose option `namespace` is it
+_NAMED_BY_OPTION = frozenset(
+    {"redis", "rediss", "redis+unix", "redis+sentinel", "sqlite"}
+)  # whose option `namespace` is it
 _NAMESPACE = "assistant"
 
 
