@@ -283,8 +283,7 @@ def _bell(path: str) -> int:
 
 
 def _after_in_child() -> None:
-    global _lock
-    _lock = threading.Lock()
+    globals()["_lock"] = threading.Lock()
     for member in list(_members):
         member._guard = threading.RLock()
         bell, member._bell = member._bell, -1

@@ -197,8 +197,8 @@ def _prepare(place: Place) -> None:
     try:
         if place.network is None and is_network(fd):
             raise UsageError(
-                f"{place.path} is on a network file system, where SQLite's locks and log do not work: put it on a local "
-                "disk, or use redis:// for several machines (network=no says that it is local after all)"
+                f"{place.path} is on a network file system, where SQLite's locks and log do not work: put it on a "
+                "local disk, or use redis:// for several machines (network=no says that it is local after all)"
             )
     finally:
         os.close(fd)

@@ -160,14 +160,14 @@ class Queue(Managing, contract.Queue):
     def _enter(self, db: sqlite3.Connection, parcels: Sequence[Parcel], now: float, refused: dict[str, str]) -> None:
         """Take new tasks in; note those that are kept out by another one that holds their key."""
         ns = self.place.namespace
-        number = (db.execute("SELECT max(number) FROM task").fetchone()[0] or 0) + 1
+        first = (db.execute("SELECT max(number) FROM task").fetchone()[0] or 0) + 1
         if db.execute("SELECT EXISTS(SELECT 1 FROM buried)").fetchone()[0]:
             fresh = "SELECT 1 FROM task WHERE ns = ? AND id = ?"
             for parcel in parcels:
                 if db.execute(fresh, (ns, parcel.id)).fetchone() is None:
                     db.execute("DELETE FROM buried WHERE ns = ? AND id = ?", (ns, parcel.id))
         plain: list[tuple[Any, ...]] = []
-        for number, parcel in enumerate(parcels, number):
+        for number, parcel in enumerate(parcels, first):
             delay = parcel.delay
             large = len(parcel.body) > INLINE
             row = (
