@@ -93,7 +93,7 @@ sys.stdin.read()
     assert list(giver.workers()) == ["it"]
     waiting = Aside(lambda: taker.take(["default"], limit=2, wait=20.0))
     holder.kill()
-    holder.wait()
+    holder.communicate()
     leases = waiting.result(10.0, "a waiting take gets what the dead one held")
     assert [(lease.id, lease.body, lease.deliveries) for lease in leases] == [("a", b"x", 2), ("b", b"", 2)]
     assert not giver.workers()
@@ -365,13 +365,15 @@ def test_a_full_disk_is_said_and_nothing_was_changed(queues) -> None:
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     mount = tmp_path / "small"
     mount.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "small", str(mount)], capture_output=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "small", str(mount)], capture_output=True, check=False
+    )
     if done.returncode:
         pytest.skip("may not mount")
     try:
         queue = registry.engine(f"sqlite:///{mount}/jobs.db")
         queue.open()
-        with pytest.raises((Overloaded, Unreachable), match="full|space"):
+        with pytest.raises((Overloaded, Unreachable), match=r"full|space"):
             for n in range(100):
                 submit(queue, Parcel(f"{n}", body=bytes(30_000)))
         subprocess.run(["mount", "-o", "remount,size=8m", str(mount)], check=True)

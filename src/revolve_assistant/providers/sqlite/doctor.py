@@ -118,7 +118,9 @@ def _content(place: Place) -> Iterator[Finding]:
         "full": "a power cut loses nothing that was acknowledged",
         "extra": "a power cut loses nothing that was acknowledged",
     }[place.synchronous]
-    yield Finding("note" if place.synchronous == "off" else "ok", "durability", f"synchronous={place.synchronous}: {kept}")
+    yield Finding(
+        "note" if place.synchronous == "off" else "ok", "durability", f"synchronous={place.synchronous}: {kept}"
+    )
 
 
 def _quoted(path: str) -> str:
