@@ -291,9 +291,13 @@ def test_a_damaged_file_is_said(url: str, tmp_path: Path, queues) -> None:
     data[4096 * 2 :] = os.urandom(len(data) - 4096 * 2)
     path.write_bytes(data)
     again = registry.engine(url)
-    with pytest.raises(ProviderError, match="is damaged"):
+
+    def use() -> None:
         again.open()
         again.take(["default"], limit=100, wait=0.0)
+
+    with pytest.raises(ProviderError, match="is damaged"):
+        use()
     again.close()
     assert any(one.level == "wrong" and "is damaged" in one.text for one in diagnose(url))
 
@@ -373,9 +377,13 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     try:
         queue = registry.engine(f"sqlite:///{mount}/jobs.db")
         queue.open()
-        with pytest.raises((Overloaded, Unreachable), match=r"full|space"):
+
+        def fill() -> None:
             for n in range(100):
                 submit(queue, Parcel(f"{n}", body=bytes(30_000)))
+
+        with pytest.raises((Overloaded, Unreachable), match=r"full|space"):
+            fill()
         subprocess.run(["mount", "-o", "remount,size=8m", str(mount)], check=True)
         held = queue.take(["default"], limit=1000, wait=0.0)
         assert [lease.id for lease in held] == [f"{n}" for n in range(len(held))], "what was acknowledged is there"

@@ -89,7 +89,7 @@ class Connection:
         db.execute(f"PRAGMA synchronous = {place.synchronous}")
         db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT}")
         db.execute(f"PRAGMA journal_size_limit = {LOG_LIMIT}")
-        db.execute("PRAGMA cache_size = -8000")
+        db.execute("PRAGMA cache_size = -32000")
         db.execute("PRAGMA temp_store = MEMORY")
         self._again(lambda: db.execute("BEGIN IMMEDIATE"))
         try:

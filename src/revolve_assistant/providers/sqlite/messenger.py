@@ -118,7 +118,12 @@ class Messenger(Joined, contract.Messenger):
     def keep_in(self, db: sqlite3.Connection, channels: Iterable[str], expires: float, cap: int, now: float) -> None:
         """`keep`, inside somebody's transaction in the same database."""
         cap = min(cap, MOST)
-        for channel in channels:
+        names = list(channels)
+        new = "INSERT INTO channel(ns, name, expires, cap, bytes) VALUES (?, ?, ?, ?, 0) ON CONFLICT DO NOTHING"
+        rows = [(self.place.namespace, channel, expires, cap) for channel in names]
+        if db.executemany(new, rows).rowcount == len(names):
+            return  # as the logs of tasks are
+        for channel in names:
             key = (self.place.namespace, channel)
             row = db.execute(
                 "UPDATE channel SET expires = ?, cap = ? WHERE ns = ? AND name = ? AND expires > ? "
@@ -127,9 +132,7 @@ class Messenger(Joined, contract.Messenger):
             ).fetchone()
             if row is None:
                 db.execute("DELETE FROM channel WHERE ns = ? AND name = ?", key)  # it has expired
-                db.execute(
-                    "INSERT INTO channel(ns, name, expires, cap, bytes) VALUES (?, ?, ?, ?, 0)", (*key, expires, cap)
-                )
+                db.execute(new, (*key, expires, cap))
             elif row[1] > 0:
                 _trim(db, *row)
 
