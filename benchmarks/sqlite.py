@@ -103,10 +103,11 @@ class Bench:
 
     # --- drain
 
-    def drain(self) -> float:
+    def drain(self, history: bool = False) -> float:
         url = self.url()
         with Client(url) as client:
-            tasks = [client.submit(_work.noop) for _ in range(self.tasks)]
+            submit = client.options(history=history).submit
+            tasks = [submit(_work.noop) for _ in range(self.tasks)]
             tasks[-1].queued(60)
         queue = registry.engine(url)
         queue.open()
@@ -232,8 +233,11 @@ def row_bulk(bench: Bench, rounds: int) -> list[Line]:
 
 
 def row_drain(bench: Bench, rounds: int) -> list[Line]:
-    ours, peer = in_turn(rounds, bench.drain, bench.huey_drain)
-    return [Line("drain", "no client, 2 processes; Huey", "/s", ours, peer, (">=", 2))]
+    ours, kept, peer = in_turn(rounds, bench.drain, lambda: bench.drain(True), bench.huey_drain)
+    return [
+        Line("drain", "no client, 2 processes, history=False; Huey", "/s", ours, peer, (">=", 2)),
+        Line("drain", "the same, with a log for each task, kept for a day; Huey", "/s", kept, peer),
+    ]
 
 
 def row_latency(bench: Bench, rounds: int) -> list[Line]:

@@ -26,12 +26,30 @@ from .clock import Clock
 from .failure import BUSY, code, failure
 from .place import Place
 
-PAUSES = (0.0001, 0.01)  # seconds between attempts, at first and at last
+PAUSES = (0.0001, 0.001, 0.02)  # seconds between attempts: at first, soon, and once PATIENCE is over
+PATIENCE = 0.2  # seconds
 LOOK = 1.0  # seconds after which to see whether the file is still the one that was opened
 CHECKPOINT = 4000  # pages in the log until they go into the file itself
 LOG_LIMIT = 64 << 20  # bytes that the log keeps when it is empty
 
 _every: weakref.WeakSet[Connection] = weakref.WeakSet()
+_gates: weakref.WeakValueDictionary[str, Gate] = weakref.WeakValueDictionary()
+_making = threading.Lock()
+
+
+class Gate:
+    """One thread of this process writes to a file at a time: threads can wait for each other without looking."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+    @classmethod
+    def of(cls, path: str) -> Gate:
+        with _making:
+            gate = _gates.get(path)
+            if gate is None:
+                gate = _gates[path] = cls()
+            return gate
 
 
 class Connection:
@@ -40,6 +58,7 @@ class Connection:
     def __init__(self, place: Place) -> None:
         self.place = place
         self.lock = threading.RLock()
+        self._gate = Gate.of(os.path.realpath(place.path))
         self.barred = True
         self.clock = Clock(None)
         self._db: sqlite3.Connection | None = None
@@ -113,7 +132,7 @@ class Connection:
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction that writes; nothing of it happened if this raises. Waits up to `timeout` for a lock."""
-        with self.lock:
+        with self.lock, self._gate.lock:
             db = self.ready()
             try:
                 try:
@@ -173,7 +192,8 @@ class Connection:
 
     def _again(self, call: Any) -> Any:
         """Call it until no lock is in its way."""
-        deadline = time.monotonic() + self.place.timeout
+        began = time.monotonic()
+        deadline = began + self.place.timeout
         pause = PAUSES[0]
         while True:
             try:
@@ -182,7 +202,7 @@ class Connection:
                 if code(error) not in BUSY or time.monotonic() >= deadline:
                     raise
             time.sleep(pause)
-            pause = min(PAUSES[1], pause * 1.3)
+            pause = min(PAUSES[1] if time.monotonic() - began < PATIENCE else PAUSES[2], pause * 1.3)
 
 
 def _prepare(place: Place) -> None:
@@ -241,6 +261,9 @@ def _after_in_parent() -> None:
 
 def _after_in_child() -> None:
     _held.clear()
+    globals()["_making"] = threading.Lock()
+    for gate in list(_gates.values()):
+        gate.lock = threading.RLock()
     for line in list(_every):
         line.lock = threading.RLock()
         if line._db is not None:  # a thread held it for too long: it must never be closed here
