@@ -450,6 +450,49 @@ def test_the_file_stays_as_large_as_what_is_in_it(tmp_path: Path, queues, messen
         assert db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
 
 
+def test_pages_that_became_free_are_given_back_to_the_system(tmp_path: Path, messengers) -> None:
+    messenger = messengers()
+    messenger.keep(["log"], seconds=60.0, cap=1 << 30)
+    for _ in range(40):
+        messenger.write([("log", bytes(1 << 20))])
+    messenger._line.ready().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    large = (tmp_path / "jobs.db").stat().st_size
+    messenger.forget("log")
+    eventually(lambda: _swept(messenger) and _spare(messenger) <= 4096, "it is made smaller")
+    messenger._line.ready().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    assert (tmp_path / "jobs.db").stat().st_size < large / 2
+
+
+def _spare(messenger: Any) -> int:
+    count: int = messenger._line.ready().execute("PRAGMA freelist_count").fetchone()[0]
+    return count
+
+
+def test_threads_that_find_the_same_dead_one_recover_it_once(url: str, queues) -> None:
+    giver, one, other = queues(), queues(), queues()
+    submit(giver, Parcel("a"))
+    holder = child(url, """
+queue = registry.engine(url, lease=3600.0)
+queue.open()
+print(len(queue.take(["default"], limit=2, wait=5.0)), flush=True)
+sys.stdin.read()
+""")  # fmt: skip
+    assert line(holder) == "1"
+    slots = list(giver._member.board.map[72 : 72 + 64 * 16 : 64])
+    holder.kill()
+    holder.communicate()
+    dead = one._member.dead()
+    assert len(dead) == 1
+    assert other._member.dead() == {}, "another thread is at it"
+    one._member.board.bury(dead, False)
+    assert other._member.dead() == dead, "that one could not"
+    other._member.board.bury(dead, True)
+    assert giver._member.dead() == {}
+    assert sum(state > 0 for state in slots) == 1 + sum(
+        state > 0 for state in giver._member.board.map[72 : 72 + 64 * 16 : 64]
+    )
+
+
 def _swept(messenger: Any) -> bool:
     messenger._looked = 0.0
     messenger._look_around(messenger._joined())

@@ -64,6 +64,7 @@ class Board:
         self.folder = folder
         self.pid = os.getpid()
         self.own: set[int] = set()
+        self.claimed: set[int] = set()  # of dead ones, by a thread of ours: locks do not tell threads apart
         try:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(folder, 0o700)
@@ -89,7 +90,7 @@ class Board:
         fcntl.lockf(self.fd, fcntl.LOCK_EX, 1, 0)
         try:
             for slot in range(1, SLOTS):
-                if self.map[slot * SLOT + 8] == FREE and slot not in self.own and self.lock(slot):
+                if self.map[slot * SLOT + 8] == FREE and slot not in self.own | self.claimed and self.lock(slot):
                     self.own.add(slot)
                     if slot > self.high:
                         _HIGH.pack_into(self.map, 8, slot)
@@ -112,13 +113,16 @@ class Board:
         return f"{slot}.{self.map[slot * SLOT : slot * SLOT + 8].hex()}"
 
     def dead(self) -> list[int]:
-        """Slots whose processes died. They are locked now: `bury` them, or `unlock`. Under the module's lock."""
+        """Slots whose processes died. They are locked and ours now, until `bury`. Under the module's lock."""
         states = self.map[SLOT + 8 : (self.high + 1) * SLOT : SLOT]
-        return [
+        ours = self.own | self.claimed
+        found = [
             slot
             for slot, state in enumerate(states, 1)
-            if state != FREE and slot not in self.own and self.lock(slot) and self._still(slot)
+            if state != FREE and slot not in ours and self.lock(slot) and self._still(slot)
         ]
+        self.claimed.update(found)
+        return found
 
     def _still(self, slot: int) -> bool:
         """Whether a slot that was just locked is still in use; it was set free meanwhile otherwise."""
@@ -127,10 +131,15 @@ class Board:
         self.unlock(slot)
         return False
 
-    def bury(self, slot: int) -> None:
-        """What it had was given back."""
-        self.map[slot * SLOT + 8] = FREE
-        self.unlock(slot)
+    def bury(self, slots: Iterable[int], freed: bool) -> None:
+        """Let go of dead ones; `freed`: what they had was given back, and nobody need look again."""
+        with _lock:
+            for slot in slots:
+                if not self.map.closed:
+                    if freed:
+                        self.map[slot * SLOT + 8] = FREE
+                    self.unlock(slot)
+                self.claimed.discard(slot)
 
     def present(self, holder: str, now: float) -> bool:
         """Whether a taker waits, or was seen within the time of its lease."""
@@ -262,9 +271,10 @@ class Member:
             if self._bell >= 0:
                 self.board.ring(kind, mask, most)
 
-    def dead(self) -> list[int]:
+    def dead(self) -> dict[int, str]:
+        """Slots of the dead, and as which holders they had their leases. `Board.bury` them."""
         with self._guard, _lock:
-            return self.board.dead() if self._bell >= 0 else []
+            return {slot: self.board.holder(slot) for slot in self.board.dead()} if self._bell >= 0 else {}
 
     def present(self, holder: str, now: float) -> bool:
         with self._guard:

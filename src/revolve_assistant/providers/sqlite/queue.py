@@ -29,7 +29,7 @@ from ...errors import UsageError
 from ...traits import Traits
 from ..url import Url
 from . import sweeping, taking
-from .board import ALL, TAKER, Member, mask_of
+from .board import ALL, SLOTS, TAKER, Member, mask_of
 from .joined import LOOK
 from .managing import Managing
 from .messenger import Messenger
@@ -154,7 +154,8 @@ class Queue(Managing, contract.Queue):
                 messenger.keep_in(db, channels, now + seconds, cap, now)
             self._enter(db, parcels, now, refused)
         queues = {parcel.queue for parcel in parcels}
-        member.ring(TAKER, mask_of(self.place.namespace, queues), len(parcels))
+        late = any(parcel.delay > 0 for parcel in parcels)  # all are to know when: who is busy then cannot take it
+        member.ring(TAKER, mask_of(self.place.namespace, queues), SLOTS if late else len(parcels))
         return refused
 
     def _enter(self, db: sqlite3.Connection, parcels: Sequence[Parcel], now: float, refused: dict[str, str]) -> None:

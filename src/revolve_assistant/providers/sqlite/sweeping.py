@@ -54,17 +54,13 @@ def recover(line: Connection, member: Member) -> int:
     dead = member.dead()
     if not dead:
         return 0
-    board = member.board
-    freed = 0
+    done, freed = False, 0
     try:
         with line.writing() as db:
-            freed = give_back(db, [board.holder(slot) for slot in dead], line.clock.now())
-    except BaseException:
-        for slot in dead:
-            board.unlock(slot)  # somebody else may
-        raise
-    for slot in dead:
-        board.bury(slot)
+            freed = give_back(db, list(dead.values()), line.clock.now())
+        done = True
+    finally:
+        member.board.bury(dead, done)
     if freed:
         member.ring(TAKER, ALL)
     return freed
