@@ -57,12 +57,13 @@ class Bench:
 
     # --- enqueue
 
-    def enqueue(self) -> float:
+    def enqueue(self, history: bool = False) -> float:
         with Client(self.url()) as client:
             client.submit(_work.noop).queued(30)
 
             def submit() -> None:
-                tasks = [client.submit(_work.noop) for _ in range(self.tasks)]
+                give = client.options(history=history).submit
+                tasks = [give(_work.noop) for _ in range(self.tasks)]
                 tasks[-1].queued(60)
 
             return self.tasks / seconds(submit)
@@ -216,13 +217,15 @@ def _drained(left: Callable[[], int], count: int) -> float:
 
 
 def row_enqueue(bench: Bench, rounds: int) -> list[Line]:
-    plain = lambda: bench.huey_enqueue("default")  # noqa: E731
-    ours, each, peer, flushed = in_turn(rounds, bench.enqueue, bench.enqueue_each, bench.huey_enqueue, plain)
+    flushing = lambda: bench.huey_enqueue("default")  # noqa: E731
+    logged = lambda: bench.enqueue(True)  # noqa: E731
+    ours, logs, each, peer, flushed = in_turn(
+        rounds, bench.enqueue, logged, bench.enqueue_each, bench.huey_enqueue, flushing
+    )
     return [
-        Line(
-            "enqueue", "submit, one by one, until all are safe; Huey, which never flushes", "/s", ours, peer, (">=", 2)
-        ),
+        Line("enqueue", "one by one, until all are safe; Huey, which never flushes", "/s", ours, peer, (">=", 2)),
         Line("enqueue", "the same; Huey as it comes, which flushes each", "/s", ours, flushed, (">=", 2)),
+        Line("enqueue", "with a log for each task; Huey, which never flushes", "/s", logs, peer),
         Line("enqueue", "waiting for each (`queued`); Huey, which never flushes", "/s", each, peer),
     ]
 
