@@ -34,6 +34,7 @@ EXPECTED = {
     "19_gearman_foreign.py": 'ours, called by them: {"a": [1, 2]}',
     "20_schedule.py": "every 0.4 s -> shop is well\nscheduled no more: True ['mail']",
     "23_report_from_celery.py": "it is a pdf",
+    "24_sqlite.py": "rye bread, at attempt 2\n['started', 'oven', 'retrying', 'started', 'oven', 'succeeded']",
 }
 
 
