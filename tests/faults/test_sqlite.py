@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ while True:
         assert found == list(range(len(found))), "in order, without holes"
         assert len(found) >= acknowledged
         assert len(found) % 7 == 0, "a batch is there whole or not at all"
-    with sqlite3.connect(url.removeprefix("sqlite:///")) as db:
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
@@ -175,6 +176,7 @@ def test_who_waits_asks_the_file_about_once_a_second(queues, monkeypatch) -> Non
 # ---- forks, threads
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_both_sides_of_a_fork_go_on(queues, messengers) -> None:
     queue, messenger = queues(), messengers()
     messenger.keep(["log"], seconds=60.0, cap=1 << 20)
@@ -217,7 +219,7 @@ def test_both_sides_of_a_fork_go_on(queues, messengers) -> None:
         cursors["log"] = batch[-1].cursor
         count += sum(message.frame == b"child" for message in batch)
     assert count == 40
-    with sqlite3.connect(queue.place.path) as db:
+    with closing(sqlite3.connect(queue.place.path)) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
@@ -271,7 +273,7 @@ def test_what_is_not_ours_is_left_alone(url: str, tmp_path: Path, content: bytes
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
-        with sqlite3.connect(path) as db:
+        with closing(sqlite3.connect(path)) as db:
             db.executescript(content)
     before = path.read_bytes()
     for made in (registry.engine(url), registry.messenger(url)):
