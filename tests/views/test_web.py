@@ -116,15 +116,15 @@ def test_a_new_attempt_is_told_and_can_be_returned_to(caller, make_web):
 
 
 def test_a_browser_that_does_not_read_holds_nobody_up_and_misses_nothing(caller, make_web):
-    task = caller.submit(talk, 9000, -1)
+    task = caller.submit(talk, 4000, -1)
     web, pass_ = make_web(), token(caller, task.id)
     with Stream(web.url, [task.id], pass_) as slow:
         told = read_until(slow, "line 0")
         assert task.result(60) == "all said"  # nobody waited for the slow one
         with Stream(web.url, [task.id], pass_) as quick:
-            assert lines(quick) == expected(9000)
+            assert lines(quick) == expected(4000)
         told += list(slow)
-    assert lines(told) == expected(9000)
+    assert lines(told) == expected(4000)
 
 
 def test_one_stream_for_several_tasks(caller, make_web):
