@@ -13,7 +13,7 @@ import pytest
 import revolve_assistant
 
 CALLER = {"Client", "Task", "Worker", "Make", "Options", "defaults"}
-CALLABLE = {"emit", "track", "report", "ask", "current_task", "Running", "Retry", "CancelSignal"}
+CALLABLE = {"emit", "track", "report", "ask", "current_task", "Running", "reporting", "Retry", "CancelSignal"}
 EVENTS = {"Event", "Progress"}
 CONTRACTS = {"Traits", "Messenger", "Engine", "Queue", "Parcel", "Lease", "Outcome"}
 ERRORS = {

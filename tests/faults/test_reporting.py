@@ -44,6 +44,11 @@ def server(request: pytest.FixtureRequest, need: Callable[[str], str]) -> Iterat
         yield it
 
 
+def line_of(running: Any) -> line.Line:
+    found: line.Line = running._port.line
+    return found
+
+
 def address(server: Server) -> str:
     return f"{type(server).__name__.lower()}://{server.host}:{server.port}"
 
@@ -156,10 +161,10 @@ def test_a_messenger_that_never_comes_costs_five_seconds_once_and_bounded_memory
         server.kill()
         began = time.monotonic()
         for i in range(200):
-            with reporting(f"one-{i}", messenger=place):
+            with reporting(f"one-{i}", messenger=place) as running:
                 emit("block", "x" * 50_000)
         assert 4 < time.monotonic() - began < 10
-        ours = next(iter(_lines.values()))
+        ours = line_of(running)
         with ours.lock:
             ours._bell.notify_all()
         deadline = time.monotonic() + 10
@@ -168,10 +173,10 @@ def test_a_messenger_that_never_comes_costs_five_seconds_once_and_bounded_memory
         assert sum(each.size for each in list(ours._left)) <= 1 << 20
         assert len(ours._left) <= 21
         server.start()
+        ours.thread.join(20)  # it says what is left while there is somebody to hear it
+        assert not ours.thread.is_alive()
     warned = warnings_of(caplog)
     assert sum("waits, the program goes on" in each for each in warned) == 1
-    for each in list(_lines.values()):
-        each.thread.join(20)
 
 
 def test_an_exit_while_the_messenger_is_away_is_not_held_up(tmp_path: Path) -> None:
@@ -259,9 +264,9 @@ def test_garbage_on_the_control_channel_and_in_the_log_is_dropped(server: Server
     from revolve_assistant.providers import registry
     from revolve_assistant.providers.url import Url
 
-    with reporting("job", messenger=address(server)):
+    with reporting("job", messenger=address(server)) as running:
         emit("before")
-        ours = next(iter(_lines.values()))
+        ours = line_of(running)
         with watching(address(server)) as client:
             task = client.attach("job", within=10)
             events = task.events()
@@ -276,8 +281,6 @@ def test_garbage_on_the_control_channel_and_in_the_log_is_dropped(server: Server
             emit("still here")
             assert next(events).name == "still here"
             task.send("hello")
-            assert ours.reports
-            running = next(iter(ours.reports.values())).running
             message = running.receive(timeout=20)
             assert message is not None
             assert message.name == "hello"
