@@ -1,4 +1,4 @@
-"""A web application that takes an upload and streams its progress: 202 only once the queue has it, a reload loses nothing.
+"""A web application takes an upload and streams its progress: 202 once the queue has it; a reload loses nothing.
 
 Needs: pip install 'revolve-assistant[web]' uvicorn httpx, and redis-server. Here one program plays all parts.
 """
@@ -30,7 +30,6 @@ async def upload(request):
 
 
 def read(browser, task, last="", most=1000):
-    """What an EventSource does: events, and the id of the last one."""
     with browser.stream("GET", "/live/events", params=task, headers={"Last-Event-ID": last} if last else {}) as stream:
         told = []
         for line in stream.iter_lines():
