@@ -1,7 +1,7 @@
 """Other systems on the same Redis server, each with its quickest documented settings; beside `redis_queues.py`.
 
-Each peer measures by itself what it can: `one` and `bulk` give tasks a second, `latency` microseconds, `events` events a
-second and how many came, `paced` milliseconds. What a system does not have is None.
+Each peer measures by itself what it can: `one`, `bulk` and `drain` give tasks a second, `latency` microseconds. What is
+not measured of it is None.
 """
 
 from __future__ import annotations
@@ -95,8 +95,6 @@ class Huey:
                 found.append((time.perf_counter() - began) * 1e6)
             return found
 
-    events = paced = None
-
 
 def huey_app(url: str) -> tuple[Any, Any]:
     from huey import RedisHuey
@@ -157,79 +155,7 @@ class BullMQ:
             wait_for(lambda: left() == 0)
             return first / (time.perf_counter() - began)
 
-    def latency(self) -> list[float]:
-        async def go(queue: Any) -> list[float]:
-            found = []
-            async with self._heard() as (events, loop):
-                done: dict[str, asyncio.Future[Any]] = {}
-                ended: set[str] = set()
-
-                def hear(args: Any, *_: Any) -> None:
-                    job = args["jobId"]
-                    if job in done:
-                        done[job].set_result(None)
-                    else:
-                        ended.add(job)
-
-                events.on("completed", hear)
-                for number in range(LATENCY + 20):
-                    began = time.perf_counter()
-                    job = await queue.add("noop", {}, self.options)
-                    if job.id not in ended:
-                        done[job.id] = loop.create_future()
-                        await asyncio.wait_for(done[job.id], 30)
-                    if number >= 20:
-                        found.append((time.perf_counter() - began) * 1e6)
-            return found
-
-        with crew("bullmq", self.url, 2):
-            return self._with_queue(go)
-
-    def events(self, count: int) -> tuple[float, float]:
-        return self._listen({"count": count, "pause": 0.0})[:2]
-
-    def paced(self, count: int, pause: float) -> list[float]:
-        return self._listen({"count": count, "pause": pause})[2]
-
-    def _listen(self, order: dict[str, Any]) -> tuple[float, float, list[float]]:
-        """Events a second, the share of them that came, ms from sending to hearing."""
-
-        async def go(queue: Any) -> tuple[float, float, list[float]]:
-            async with self._heard() as (events, loop):
-                over = loop.create_future()
-                stamps: list[float] = []
-                times: list[float] = []
-
-                def progress(args: Any, *_: Any) -> None:
-                    now = time.monotonic_ns()
-                    times.append(now)
-                    stamps.append((now - args["data"]) / 1e6)
-
-                events.on("progress", progress)
-                events.on("completed", lambda *_: over.done() or over.set_result(None))
-                await queue.add("speak", order, self.options)
-                await asyncio.wait_for(over, 60)
-            took = (times[-1] - times[0]) / 1e9
-            return len(times) / took, len(times) / order["count"], stamps
-
-        with crew("bullmq", self.url, 1):
-            return self._with_queue(go)
-
-    def _heard(self) -> Any:
-        from contextlib import asynccontextmanager
-
-        from bullmq import QueueEvents
-
-        @asynccontextmanager
-        async def heard() -> Any:
-            events = QueueEvents("bench", {"connection": self.url})
-            await asyncio.sleep(0.3)  # it begins to read what comes from then on
-            try:
-                yield events, asyncio.get_running_loop()
-            finally:
-                await events.close()
-
-        return heard()
+    latency = None
 
     def _with_queue(self, go: Callable[[Any], Any]) -> Any:
         from bullmq import Queue
@@ -252,11 +178,7 @@ def work_huey(url: str) -> None:
 def work_bullmq(url: str) -> None:
     from bullmq import Worker
 
-    async def process(job: Any, _token: str) -> int:
-        for _ in range(job.data.get("count", 0)):
-            if job.data["pause"]:
-                await asyncio.sleep(job.data["pause"])
-            await job.updateProgress(time.monotonic_ns())
+    async def process(_job: Any, _token: str) -> int:
         return 1
 
     async def main() -> None:

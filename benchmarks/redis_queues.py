@@ -1,5 +1,4 @@
-"""Tasks on Redis beside Huey and BullMQ: in each row those are the best of the field (Celery, RQ, Dramatiq, Taskiq, SAQ,
-streaq measured below them on every one).
+"""Tasks on Redis beside Huey and BullMQ, the quickest of the field at enqueueing (one by one, in bulk) and at draining.
 
     python benchmarks/redis_queues.py [row …] [--rounds N] [--quiet SECONDS] [--markdown]
 
@@ -75,19 +74,6 @@ class Ours:
                     found.append((time.perf_counter() - began) * 1e6)
             return found
 
-    def events(self, count: int) -> tuple[float, float]:
-        with Crew(self.url), Client(self.url) as client:
-            task = client.options(**self.options).submit(_work.pour, count)
-            times = [time.perf_counter() for event in task.events("tick")]
-            return len(times) / (times[-1] - times[0]), len(times) / count
-
-    def paced(self, count: int, pause: float) -> list[float]:
-        with Crew(self.url), Client(self.url) as client:
-            task = client.options(**self.options).submit(_work.paced, count, pause)
-            next(task.events("ready"))
-            task.send("go")
-            return [(time.monotonic_ns() - event.args[0]) / 1e6 for event in task.events("stamp")]
-
 
 class Place:
     def __init__(self, server: Redis) -> None:
@@ -133,39 +119,24 @@ def drain(at: Place) -> Iterator[Line]:
 
 
 def latency(at: Place) -> Iterator[Line]:
-    calls = [at.logged.latency, at.bare.latency, *(peer.latency for peer in at.peers)]
+    peers = [peer for peer in at.peers if peer.latency is not None]
+    calls = [at.logged.latency, at.bare.latency, *(peer.latency for peer in peers)]
     logged, bare, *others = in_turn(ROUNDS, *map(at.fresh, calls))
-    for peer, values in zip(at.peers, others, strict=True):
+    for peer, values in zip(peers, others, strict=True):
         for what, ours in (("", logged), (", no history", bare)):
             for share in (0.5, 0.99):
                 mine = [percentile(each, share) for each in ours]
                 his = [percentile(each, share) for each in values]
-                goal = ("<=", 1.0) if peer.name == "BullMQ" and not what else None
-                yield Line("latency", f"submit to result p{share * 100:.0f}{what}; {peer.name}", "µs", mine, his, goal)
-
-
-def events(at: Place) -> Iterator[Line]:
-    peers = [peer for peer in at.peers if peer.events is not None]
-    calls = [lambda: at.logged.events(100_000), *(lambda peer=peer: peer.events(5000) for peer in peers)]
-    ours, *others = in_turn(ROUNDS, *map(at.fresh, calls))
-    yield Line("events", "share of them that came", "", [share for _, share in ours], goal=(">=", 1))
-    for peer, values in zip(peers, others, strict=True):
-        mine, his = [rate for rate, _ in ours], [rate for rate, _ in values]
-        yield Line("events", f"of one task to a listener; {peer.name}", "/s", mine, his, (">=", 10))
-    calls = [lambda: at.logged.paced(300, 0.005), *(lambda peer=peer: peer.paced(300, 0.005) for peer in peers)]
-    ours, *others = in_turn(ROUNDS, *map(at.fresh, calls))
-    for peer, values in zip(peers, others, strict=True):
-        mine, his = [percentile(each, 0.5) for each in ours], [percentile(each, 0.5) for each in values]
-        yield Line("events", f"one every 5 ms, emit to listener p50; {peer.name}", "ms", mine, his, ("<=", 1))
+                yield Line("latency", f"submit to result p{share * 100:.0f}{what}; {peer.name}", "µs", mine, his)
 
 
 ROWS: dict[str, Callable[[Place], Iterator[Line]]] = {
-    "enqueue": enqueue, "bulk": bulk, "drain": drain, "latency": latency, "events": events,
+    "enqueue": enqueue, "bulk": bulk, "drain": drain, "latency": latency,
 }  # fmt: skip
 
 
 def main() -> None:
-    global ROUNDS  # noqa: PLW0603 - said once, at the start
+    global ROUNDS
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("rows", nargs="*", metavar="row", help=", ".join(ROWS))
     parser.add_argument("--rounds", type=int, default=ROUNDS)

@@ -35,6 +35,7 @@ EXPECTED = {
     "20_schedule.py": "every 0.4 s -> shop is well\nscheduled no more: True ['mail']",
     "23_report_from_celery.py": "it is a pdf",
     "24_sqlite.py": "rye bread, at attempt 2\n['started', 'oven', 'retrying', 'started', 'oven', 'succeeded']",
+    "25_upload_with_progress.py": "'4: 4 words']\nsucceeded 10",
 }
 
 
@@ -47,6 +48,7 @@ NEEDS = {  # programs that an example starts, or is run by
     "19_gearman_foreign.py": ("gearmand", "gearman"),
     "21_redis_queue.py": ("redis-server",),
     "23_report_from_celery.py": ("redis-server",),
+    "25_upload_with_progress.py": ("redis-server",),
 }
 
 

@@ -78,8 +78,13 @@ class _Owner:
             task.take(report)
 
 
-def attach(client: Client, task_id: str, within: float) -> Task[Any]:
-    """The task with this id, as far as the messenger can tell. Raises `Unsupported`, `ClientClosed`."""
+def attach(
+    client: Client, task_id: str, within: float, before: Callable[[Task[Any]], object] | None = None
+) -> Task[Any]:
+    """The task with this id, as far as the messenger can tell. Raises `Unsupported`, `ClientClosed`.
+
+    `before` is called with the task when nothing was heard of it yet: who begins to read there misses nothing.
+    """
     if not client._remote:
         return missing(client, task_id)
     if client._shut:
@@ -90,6 +95,8 @@ def attach(client: Client, task_id: str, within: float) -> Task[Any]:
     parcel.owner = _Owner(task)
     client._known[task_id] = task
     task._noted = True
+    if before is not None:
+        before(task)
     engine = client._engine
     try:
         fits = engine.attach(parcel, sink, within)

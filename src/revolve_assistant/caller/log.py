@@ -210,8 +210,11 @@ class Log:
         self.records.popleft()
         indices = self._indices
         if indices:
-            indices.popleft()
+            dropped = indices.popleft()
             self.first = indices[0]
+            for reader in self.readers:  # what lay between was progress that newer progress replaced: no gap
+                if dropped < reader.next < self.first:
+                    reader.next = self.first
             if indices[-1] - indices[0] < len(indices):  # none is missing between them any more
                 self._indices = None
         else:

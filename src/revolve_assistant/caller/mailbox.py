@@ -20,6 +20,7 @@ log = logging.getLogger("revolve_assistant")
 KEEP = 300.0  # seconds that an inbox outlives its client
 CAP = 64 << 20  # bytes of events that wait in it
 READ = 1000  # messages read at once
+TURN = 0.05  # seconds that a read waits while others read another place of the same channel
 UNTIDY = (200, 256 << 10)  # messages, and their bytes, that were read and may stay in it for a moment
 TIDY = 0.05  # seconds of quiet after which they go
 
@@ -46,6 +47,7 @@ class Mailbox:
         self._audience = f"{namespace}/{channel}"
         self._distrusted = distrusted
         self._kept = 0.0  # until when it is known to be kept, monotonic seconds
+        self.turn = 0.0  # when it was read last among others of its channel, monotonic seconds
         self._cursor = b""
         self._left = [0, 0]  # messages that were read and are still there, and their bytes
         self._joiner = wire.Joiner()
@@ -175,9 +177,9 @@ def read_together(
 ) -> list[tuple[Mailbox, list[tuple[str, list[Any]]], int]]:
     """One read for all boxes of a messenger: (box, what came for it, how many messages). Raises `Unreachable`."""
     asked = monotonic()
-    batch = messenger.read(
-        {box.channel: box._cursor for box in boxes}, limit=READ, wait=min(wait, messenger.traits.max_wait)
-    )
+    boxes, behind = _at_one_place(boxes, asked)
+    wait = min(wait, messenger.traits.max_wait, TURN if behind else wait)
+    batch = messenger.read({box.channel: box._cursor for box in boxes}, limit=READ, wait=wait)
     if len(boxes) == 1:
         box = boxes[0]
         found = box.take(list(batch.messages), box.channel in batch.lost)
@@ -195,3 +197,26 @@ def read_together(
         if len(batch.messages) < READ and not mine and type(box) is TaskLog:
             box.drained = asked
     return result
+
+
+def _at_one_place(boxes: Sequence[Mailbox], now: float) -> tuple[Sequence[Mailbox], bool]:
+    """The boxes that one read can serve: of several that read one channel those at the same place, by turns.
+
+    And whether others are elsewhere in it. At its end all are at one place.
+    """
+    channels: dict[str, dict[bytes, list[Mailbox]]] = {}
+    for box in boxes:
+        channels.setdefault(box.channel, {}).setdefault(box._cursor, []).append(box)
+    if len(channels) == len(boxes):
+        return boxes, False
+    chosen: list[Mailbox] = []
+    behind = False
+    for places in channels.values():
+        groups = list(places.values())
+        if len(groups) > 1:
+            behind = True
+            groups.sort(key=lambda group: min(box.turn for box in group))
+        for box in groups[0]:
+            box.turn = now
+        chosen += groups[0]
+    return chosen, behind

@@ -122,7 +122,12 @@ class Watches:
 
     def forget(self, job: RemoteJob) -> None:
         """The job has ended."""
-        self.jobs.pop(job.key, None)
+        if self.jobs.get(job.key) is job:
+            watches = [each for each in list(self.boxes.values()) if each.job is not job and each.job.key == job.key]
+            if watches:  # it is watched more than once
+                self.jobs[job.key] = watches[-1].job
+            else:
+                self.jobs.pop(job.key, None)
         self.drop(job)
 
     def follow(self, job: RemoteJob, other: str) -> None:

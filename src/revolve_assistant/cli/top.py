@@ -7,7 +7,10 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from msgspec import to_builtins
+
 from ..errors import ProviderError
+from ..views.board import Board
 from .flags import Command, seconds
 from .reach import add_flags, interrupts, open_client
 
@@ -53,18 +56,9 @@ def look(client: Client) -> dict[str, Any]:
     """What there is, as plain data. Raises `Unsupported`, `Unreachable`."""
     counts, workers, rules = client.counts(), client.workers(), client.rules()
     now = time.time()
-    queues: dict[str, dict[str, Any]] = {}
-    for each in counts:
-        queues[each.queue] = {**each._asdict(), "running": 0, "workers": 0}
-    for worker in workers:
-        for name in worker.queues:
-            if name not in queues:
-                zeros = dict.fromkeys(("pending", "delayed", "blocked", "leased", "buried"), 0)
-                queues[name] = {"queue": name, **zeros, "oldest": 0.0, "running": 0, "workers": 0}
-            queues[name]["workers"] += 1
-        for name, number in worker.busy.items():
-            if name in queues:
-                queues[name]["running"] += number
+    board = Board()
+    board.counts(counts)
+    board.introductions(workers)
     running = [
         {
             "id": each.id,
@@ -82,7 +76,7 @@ def look(client: Client) -> dict[str, Any]:
         "time": round(now, 3),
         "place": client._engine.place,
         "namespace": client._engine.namespace,
-        "queues": [queues[name] for name in sorted(queues)],
+        "queues": [to_builtins(each) for each in board.queues],
         "workers": [_worker(each) for each in workers],
         "running": sorted(running, key=lambda each: -float(each["seconds"])),
         "rules": [rule._asdict() for rule in rules],

@@ -52,6 +52,7 @@ class Purpose(StrEnum):
     CONTROL = "control"  # caller -> worker
     MONITOR = "monitor"  # worker -> anyone
     PLAN = "plan"  # caller -> worker, again and again
+    VIEW = "view"  # web application -> itself, by way of a browser
 
 
 def hkdf(secret: bytes, *, salt: bytes, info: bytes, length: int) -> bytes:
