@@ -247,9 +247,8 @@ class Queue(Managing, contract.Queue):
     ) -> tuple[list[Lease], float]:
         """Leases, or when to look again at the latest."""
         if not outcomes:
-            there, due = self._line.rows(
-                _probe(len(queues)), [each for q in queues for each in (self.place.namespace, q)]
-            )[0]
+            ns = self.place.namespace
+            there, due = self._line.rows(_probe(len(queues)), [each for q in queues for each in (ns, q, ns, q)])[0]
             if not there and (due is None or due > self._line.clock.now()):
                 return [], math.inf if due is None else due
         ring: list[tuple[int, int]] = []
@@ -374,11 +373,9 @@ def _probe(count: int) -> str:
     """Whether so many queues have anything, and when the next delay or lease ends: no more than looks at indices."""
     sql = _probes.get(count)
     if sql is None:
-        there = " OR ".join(
-            f"EXISTS(SELECT 1 FROM task WHERE stage = {stage} AND ns = ?{2 * at + 1} AND queue = ?{2 * at + 2})"
-            for at in range(count)
-            for stage in (0, 3)
-        )
+        # A stage each: the indices are of one stage each.
+        looks = [f"EXISTS(SELECT 1 FROM task WHERE stage = {stage} AND ns = ? AND queue = ?)" for stage in (0, 3)]
+        there = " OR ".join(looks * count)
         dues = [f"(SELECT min(due) FROM task WHERE stage = {stage})" for stage in (1, 2)]
         first, second = dues
         soonest = f"min(ifnull({first}, 9e99), ifnull({second}, 9e99))"
