@@ -17,7 +17,7 @@ from ..wire.secret import keyring
 from . import registry
 from .url import Url
 
-_NAMED_BY_PATH = frozenset({"gearman", "memcached", "beanstalkd"})  # schemes whose path is the namespace
+_NAMED_BY_PATH = frozenset({"gearman", "memcached", "beanstalkd", "ironmq"})  # schemes whose path is the namespace
 _NAMED_BY_OPTION = frozenset(
     {"redis", "rediss", "redis+unix", "redis+sentinel", "sqlite"}
 )  # whose option `namespace` is it

@@ -14,6 +14,7 @@ import os
 import random
 import socket
 import threading
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -47,8 +48,16 @@ class Caller:
     def __repr__(self) -> str:
         return f"<Caller {self.settings.base}>"
 
-    def call(self, request: Request) -> bytes:
+    def call(
+        self,
+        request: Request,
+        *,
+        send: Callable[[Request], bytes] | None = None,
+        rest: Callable[[float], bool] | None = None,
+    ) -> bytes:
         """The body of the answer. Blocks for `patience` at most, beyond `request.wait`.
+
+        `send` does one try (None: `once`); `rest` waits so long before the next one, True: there is to be none.
 
         Raises `Missing`, `Denied`, `Overloaded`, `Unreachable`, `ProtocolError`, `ProviderError`, `ClientClosed`.
         """
@@ -56,14 +65,12 @@ class Caller:
         pause = PAUSES[0]
         while True:
             try:
-                return self.once(request)
+                return (send or self.once)(request)
             except (Unreachable, Overloaded) as error:
-                rest = max(random.uniform(0.0, pause), getattr(error, "after", 0.0))
-                if monotonic() + rest >= deadline:
+                seconds = max(random.uniform(0.0, pause), getattr(error, "after", 0.0))
+                if monotonic() + seconds >= deadline or (rest or self._closed.wait)(seconds):
                     raise
             pause = min(PAUSES[1], pause * 2)
-            if self._closed.wait(rest):
-                raise ClientClosed(f"{self.settings.name} was closed while a request waited for its next try")
 
     def once(self, request: Request, client: httpx.Client | None = None, trace: Any = None) -> bytes:
         """As `call`, with a single try."""
@@ -161,8 +168,8 @@ class Line:
         self._stream: Any = None  # httpcore's, of the connection made last
         self._aborted = False
 
-    def call(self, request: Request) -> bytes:
-        """A single try. Raises as `Caller.call`, and `ClientClosed` after `abort`."""
+    def send(self, request: Request) -> bytes:
+        """A single try. Raises as `Caller.once`, and `ClientClosed` after `abort`."""
         if self._client is None:
             self._client = self._caller.new_client()
         if self._aborted:

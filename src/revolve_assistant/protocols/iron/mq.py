@@ -164,10 +164,16 @@ def find(queue: str, id: str) -> Request:
     return Request("GET", f"queues/{check_queue(queue)}/messages/{check_id(id)}")
 
 
-def delete(queue: str, messages: Sequence[tuple[str, str]]) -> Request:
-    """Delete 1 to 100 messages, of which (id, reservation) is known. Raises `UsageError` for none: see above."""
+def delete(queue: str, messages: Sequence[tuple[str, str | None]]) -> Request:
+    """Delete 1 to 100 messages, (id, reservation) each; None: nobody has reserved it.
+
+    Raises `UsageError` for no messages: see above. When one of them cannot be deleted nobody knows of the others.
+    """
     _some(messages)
-    ids = [{"id": check_id(id), "reservation_id": check_id(reservation)} for id, reservation in messages]
+    ids = [
+        {"id": check_id(id)} if reservation is None else {"id": check_id(id), "reservation_id": check_id(reservation)}
+        for id, reservation in messages
+    ]
     return Request("DELETE", f"queues/{check_queue(queue)}/messages", _encode({"ids": ids}))
 
 

@@ -109,6 +109,8 @@ def read(
             raise UsageError(f"there is no file {file} with settings of Iron's")
         _from_file(found, file, product)
     found.update({name: value for name, value in given.items() if value is not None})
+    if given.get("host") is not None and given.get("cloud") is None:
+        found.pop("cloud", None)  # of a file: somebody said another host
     return _settings(product, found)
 
 

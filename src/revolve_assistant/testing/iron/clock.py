@@ -13,9 +13,9 @@ class Clock:
         """Seconds since 1970."""
         return time.time()
 
-    def wait(self, changed: threading.Condition, seconds: float) -> None:
-        """Wait for a change or for so long; `changed` is held."""
-        changed.wait(max(0.0, seconds))
+    def wait(self, changed: threading.Condition, seconds: float, most: float = 60.0) -> None:
+        """Wait for a change or for so long, `most` seconds of the machine's; `changed` is held."""
+        changed.wait(max(0.0, min(seconds, most)))
 
 
 class VirtualClock(Clock):
@@ -38,9 +38,9 @@ class VirtualClock(Clock):
             with changed:
                 changed.notify_all()
 
-    def wait(self, changed: threading.Condition, seconds: float) -> None:
+    def wait(self, changed: threading.Condition, seconds: float, most: float = 60.0) -> None:
         until = self._now + seconds
         with self._lock:
             self._waiting.add(changed)
         if self._now < until:
-            changed.wait(60.0)
+            changed.wait(most)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from .clock import Clock
 
 DEFAULTS: dict[str, Any] = {"message_timeout": 60, "message_expiration": 604_800, "type": "pull"}
+LOOK = 0.1  # seconds between two looks whether who waits is still there
 _LIMITS = {"message_timeout": (1, 86_400), "message_expiration": (1, 2_592_000)}
 
 
@@ -146,17 +147,22 @@ class IronQueues:
             self.changed.notify_all()
             return ids
 
-    def reserve(self, name: str, n: int, timeout: int | None, wait: int, delete: bool) -> list[dict[str, Any]]:
+    def reserve(
+        self, name: str, n: int, timeout: int | None, wait: int, delete: bool, gone: Callable[[], bool] = lambda: False
+    ) -> list[dict[str, Any]]:
+        """`gone`: whoever asked has hung up, so nothing is to be reserved for him any more."""
         with self.changed:
             until = self._clock.now() + wait
             while True:
                 queue = self._get(name)
                 now = self._clock.now()
+                if gone():
+                    return []
                 found = self._take(queue, n, now, timeout or queue.terms["message_timeout"], delete)
                 if found or now >= until or self.closing:
                     return found
                 due = queue.later[0][0] if queue.later else until
-                self._clock.wait(self.changed, min(until, due) - now)
+                self._clock.wait(self.changed, min(until, due) - now, LOOK)
 
     def peek(self, name: str, n: int) -> list[dict[str, Any]]:
         with self.changed:

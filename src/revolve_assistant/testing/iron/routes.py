@@ -24,6 +24,7 @@ class Asked(NamedTuple):
     json: dict[str, Any]
     body: bytes
     content_type: str
+    gone: Callable[[], bool]  # whoever asked has hung up
 
     def number(self, name: str, default: int, most: int) -> int:
         text = self.query.get(name, str(default))
@@ -52,7 +53,9 @@ def route(method: str, path: str) -> Callable[[Handler], Handler]:
     return add
 
 
-def serve(server: IronServer, method: str, target: str, content_type: str, body: bytes) -> Answer:
+def serve(
+    server: IronServer, method: str, target: str, content_type: str, body: bytes, gone: Callable[[], bool]
+) -> Answer:
     """What is answered. Raises `Problem`."""
     path, _, query = target.partition("?")
     known = False
@@ -64,8 +67,8 @@ def serve(server: IronServer, method: str, target: str, content_type: str, body:
         if each == method:
             words = {name: values[-1] for name, values in parse_qs(query, keep_blank_values=True).items()}
             plain = content_type.partition(";")[0].strip().lower()
-            asked = Asked(tuple(map(unquote, found.groups())), words, _json(body, plain, path), body, content_type)
-            return handler(server, asked)
+            names = tuple(map(unquote, found.groups()))
+            return handler(server, Asked(names, words, _json(body, plain, path), body, content_type, gone))
     raise Problem(405 if known else 404, "Method not allowed" if known else "Not found")
 
 
@@ -179,7 +182,7 @@ def _reserve(server: IronServer, asked: Asked) -> Answer:
     n, wait = _whole(asked, "n", 100, 1), _whole(asked, "wait", 30)
     timeout = _whole(asked, "timeout", 86_400) or None
     delete = asked.json.get("delete") is True
-    return Answer(200, {"messages": server.queues.reserve(asked.names[0], n, timeout, wait, delete)})
+    return Answer(200, {"messages": server.queues.reserve(asked.names[0], n, timeout, wait, delete, asked.gone)})
 
 
 @route("POST", "/3/queues/{}/messages/{}/touch")

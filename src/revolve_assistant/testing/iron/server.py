@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import socket
 import threading
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
@@ -174,7 +175,15 @@ class IronServer:
                     return fault.kind
         return None
 
-    def answer(self, method: str, target: str, token: str | None, content_type: str, body: bytes) -> Answer:
+    def answer(
+        self,
+        method: str,
+        target: str,
+        token: str | None,
+        content_type: str,
+        body: bytes,
+        gone: Callable[[], bool] = lambda: False,
+    ) -> Answer:
         """What is answered to a request, but for the faults."""
         version, _, rest = target.lstrip("/").partition("/")
         project, _, path = rest.removeprefix("projects/").partition("/")
@@ -183,7 +192,7 @@ class IronServer:
                 raise Problem(404, "Not found")
             if token != f"OAuth {self.token}" or project != self.project:
                 raise Problem(401, "Invalid project/token combination")
-            return serve(self, method, f"/{version}/{path}", content_type, body)
+            return serve(self, method, f"/{version}/{path}", content_type, body, gone)
         except Problem as problem:
             return Answer(problem.status, {"msg": problem.text})
 
@@ -252,6 +261,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.headers.get("Authorization"),
                 self.headers.get("Content-Type") or "",
                 body,
+                self._gone,
             )
         if fault == "cut after":
             iron.note(self.command, self.path, body, 0)
@@ -275,6 +285,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._hang_up()
             return
         self.wfile.write(data)
+
+    def _gone(self) -> bool:
+        """Whether whoever asked has hung up meanwhile."""
+        readable, _, _ = select.select([self.connection], [], [], 0)
+        try:
+            return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return True
 
     def _hang_up(self) -> None:
         self.close_connection = True
