@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 
 from revolve_assistant import Client, TaskCancelled, TaskLost, Worker, current_task, emit, track
+from revolve_assistant.testing.iron import IronServer
 from revolve_assistant.testing.servers import Gearmand, Memcached, Redis
 
-ENGINES = ["memory", "gearman", "redis", "sqlite", "process", "fork", "thread"]
-MESSENGERS = ["memory", "gearman", "memcached", "filesystem", "redis", "sqlite"]
-QUEUES = {"memory", "gearman", "redis", "sqlite"}
+ENGINES = ["memory", "gearman", "redis", "sqlite", "ironmq", "process", "fork", "thread"]
+MESSENGERS = ["memory", "gearman", "memcached", "filesystem", "redis", "sqlite", "ironmq"]
+QUEUES = {"memory", "gearman", "redis", "sqlite", "ironmq"}
 
 Pair = tuple[Client, str]
 
@@ -36,12 +37,14 @@ def places(need: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
     with ExitStack() as stack:
         gearmand, memcached = stack.enter_context(Gearmand()), stack.enter_context(Memcached())
         redis = stack.enter_context(Redis())
+        iron = stack.enter_context(IronServer())
         yield {
             "memory": "memory://matrix",
             "gearman": f"gearman://127.0.0.1:{gearmand.port}/matrix",
             "memcached": f"memcached://127.0.0.1:{memcached.port}/matrix",
             "redis": redis.url,
             "sqlite": f"sqlite:///{folder}/jobs.db",
+            "ironmq": iron.url("matrix"),
             "filesystem": f"file://{folder}/events",
         }
 

@@ -49,9 +49,7 @@ def _queues(caller: Caller, place: Place, queues: list[str], url: Url) -> Iterat
         data = {"queue": name, "tasks": info.size, "ever": info.total}
         yield Finding("ok", f"queue {name}", f"{info.size:,} tasks in it, {info.total:,} so far", data)
     if not tasks:
-        text = (
-            f"no queue of the namespace is there: nothing was submitted, and no worker serves it (revolve worker {url})"
-        )
+        text = f"no queue of the namespace is there: nothing was submitted, no worker came (revolve worker {url})"
         yield Finding("note", "queues", text)
     for queue in dead[:_SHOWN]:
         info = mq.info(caller.once(mq.look(queue)))

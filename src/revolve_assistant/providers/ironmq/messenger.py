@@ -134,7 +134,8 @@ class Messenger(contract.Messenger):
 
     def _post(self, opened: _Opened, channel: str, frames: list[bytes]) -> None:
         writers = opened.writers
-        name, number = writers.pop(channel, None) or (os.urandom(8), 0)
+        name, number = writers.pop(channel, (b"", 0))
+        name = name or os.urandom(8)
         texts = [mq.Text(wrapping.frame(name, number + at, bytes(frame))) for at, frame in enumerate(frames)]
         queue = self._place.names.channel(channel)
         for some in mq.batches(texts, self._place.limit):

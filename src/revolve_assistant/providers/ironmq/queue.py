@@ -34,6 +34,7 @@ from .counting import Uncounted
 from .intake import Drawn, Intake
 from .janitor import Janitor
 from .messenger import delete_all
+from .names import decode
 
 log = logging.getLogger("revolve_assistant")
 
@@ -95,7 +96,7 @@ class Queue(contract.Queue):
 
     @classmethod
     def from_url(cls, url: Url, **options: object) -> Queue:
-        """`ironmq://project@host/namespace?lease=60&limit=65536`; for the rest see `Place.read`. Raises `UsageError`."""
+        """`ironmq://project@host/namespace?lease=60`; for the rest see `Place.read`. Raises `UsageError`."""
         place = Place.read(url, options)
         return cls(place, lease=url.with_options(options).number("lease", LEASE, least=0.05, most=86400.0))
 
@@ -162,7 +163,8 @@ class Queue(contract.Queue):
     def submit(self, parcels: Sequence[Parcel], sink: Sink) -> None:
         """A request for each queue and each 100 tasks; one more for each 48 KB of a larger body.
 
-        Raises `UsageError` for what is larger than `traits.max_bytes` or later than 7 days, `Unreachable`, `Overloaded`.
+        Raises `Unreachable`, `Overloaded`, and `UsageError` for what is larger than `traits.max_bytes` or later than
+        7 days.
         """
         opened = self._here()
         for parcel in parcels:
@@ -343,7 +345,7 @@ class Queue(contract.Queue):
         found: list[Buried] = []
         prefix = self._place.names.dead
         for queue in mq.names(opened.caller.call(mq.listing(prefix))):
-            name = _named(queue, prefix)
+            name = decode(queue[len(prefix) :])
             for message in mq.reserved(opened.caller.call(mq.peek(queue))):
                 task = wrapping.read_task(message.id, message.body)
                 deliveries, _, reason = task.reason.partition(" ")
@@ -394,9 +396,3 @@ class Queue(contract.Queue):
         if aside:
             self._drop(opened, aside)
         return True
-
-
-def _named(queue: str, prefix: str) -> str:
-    from .names import decode
-
-    return decode(queue[len(prefix) :])
