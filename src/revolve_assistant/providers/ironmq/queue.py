@@ -25,6 +25,7 @@ from ... import engine as contract
 from ...engine import Buried, EngineState, Lease, Outcome, Parcel, Sink
 from ...errors import ClientClosed, ProviderError, UsageError
 from ...protocols.iron import Denied, Missing, mq
+from ...protocols.iron.asking import Asking
 from ...protocols.iron.limits import LONGEST_DELAY, LONGEST_EXPIRATION, LONGEST_POLL, PLANS, whole
 from ...traits import Traits
 from ..url import Url
@@ -40,7 +41,6 @@ log = logging.getLogger("revolve_assistant")
 
 LEASE = 60.0  # seconds
 KNOWN = 100_000  # tasks whose messages are remembered, for `state` and `cancel`
-ASKED = 20  # tasks that one `state` asks IronMQ about; of more it answers for the rest what it knew
 _CLOSING = 2.0  # seconds
 
 
@@ -91,7 +91,7 @@ class Queue(contract.Queue):
         self._largest = parts.largest(place.limit)
         self.traits = msgspec.structs.replace(self.traits, max_bytes=self._largest)  # type: ignore[misc]
         self._known: OrderedDict[str, tuple[str, str, str]] = OrderedDict()  # task -> queue, message, queue of parts
-        self._last: dict[str, EngineState] = {}
+        self._asking = Asking()
         self._opened: _Opened | None = None
 
     @classmethod
@@ -199,9 +199,9 @@ class Queue(contract.Queue):
     def _remember(self, id: str, place: tuple[str, str, str]) -> None:
         self._known[id] = place
         self._known.move_to_end(id)
-        self._last.pop(id, None)
+        self._asking.forget(id)
         if len(self._known) > KNOWN:
-            self._last.pop(self._known.popitem(last=False)[0], None)
+            self._asking.forget(self._known.popitem(last=False)[0])
 
     # ---- taking
 
@@ -361,17 +361,8 @@ class Queue(contract.Queue):
         opened = self._here()
         wanted = list(ids)
         known = [id for id in wanted if id in self._known]
-        for id in known if len(known) <= ASKED else self._turn(known):
-            self._last[id] = self._look(opened, id)
-        return {id: self._last.get(id, "queued") if id in self._known else "unknown" for id in wanted}
-
-    def _turn(self, known: list[str]) -> list[str]:
-        """Those to ask about this time: never asked, or longest ago."""
-        order = {id: number for number, id in enumerate(self._last)}
-        chosen = sorted(known, key=lambda id: order.get(id, -1))[:ASKED]
-        for id in chosen:
-            self._last.pop(id, None)  # the one that is asked now comes last
-        return chosen
+        states = self._asking.states(known, lambda id: self._look(opened, id))
+        return {id: states.get(id, "unknown") for id in wanted}
 
     def _look(self, opened: _Opened, id: str) -> EngineState:
         queue, message, _ = self._known[id]
@@ -392,7 +383,7 @@ class Queue(contract.Queue):
             opened.caller.call(mq.delete_one(queue, message, None))
         except (Missing, Denied):
             return False
-        self._last[task_id] = "unknown"
+        self._asking.forget(task_id)
         if aside:
             self._drop(opened, aside)
         return True
