@@ -99,6 +99,7 @@ def iron(app: Any, tmp_path: Path) -> Iterator[IronServer]:
             "PYTHONPATH": str(tmp_path),
             "REVOLVE_SECRET": os.environ["REVOLVE_SECRET"],
             "REVOLVE_MESSENGER": "ironmq:///iw",
+            "REVOLVE_IRONWORKER_GRACE": "0.3",
         }
         server.code("app", command, env=env)
         yield server
@@ -157,7 +158,7 @@ def test_kinds_of_callables_large_arguments_and_retries(client, app, iron, name,
     if name == "items":
         assert list(task.items()) == list(range(5))
     assert ended(iron).status == "complete"
-    assert not [queue for queue in iron.queues.names("iw.c.b.", "", 100)]  # the parts of a body are removed
+    assert not list(iron.queues.names("iw.c.b.", "", 100))  # the parts of a body are removed
 
 
 def test_failure_and_death_of_its_child(client, app, iron):
@@ -198,6 +199,7 @@ def test_children_never_hold_the_secret(client, app, iron):
 def test_kill_9_of_the_container_is_noticed(client, app, iron, monkeypatch):
     monkeypatch.setattr(reckoning, "QUIET", 1.0)  # else it takes 16 s
     monkeypatch.setattr(reckoning, "ANSWER", 1.0)
+    monkeypatch.setattr(reckoning, "AGAIN", 0.1)
     task = client.submit(app.halts)
     (pid,) = next(task.events("halting")).args
     os.kill(pid, signal.SIGKILL)
@@ -207,7 +209,8 @@ def test_kill_9_of_the_container_is_noticed(client, app, iron, monkeypatch):
 
 
 def test_a_container_that_ends_before_it_says_anything(iron, app, monkeypatch, caplog):
-    monkeypatch.setattr(reckoning, "QUIET", 0.5)
+    monkeypatch.setattr(reckoning, "QUIET", 0.3)
+    monkeypatch.setattr(reckoning, "AGAIN", 0.1)
     iron.code("app", [sys.executable, "-c", "raise SystemExit('the image is broken')"])
     with Client(iron.url("app", scheme="ironworker"), messenger=iron.url("iw")) as client:
         task = client.submit(app.count, 1)
@@ -220,12 +223,12 @@ def test_a_container_that_ends_before_it_says_anything(iron, app, monkeypatch, c
 
 def test_a_signal_from_the_platform_gives_the_task_back(client, app, iron, monkeypatch):
     """What IronWorker ends early is run again."""
-    monkeypatch.setattr(reckoning, "QUIET", 0.5)
+    monkeypatch.setattr(reckoning, "QUIET", 0.3)
+    monkeypatch.setattr(reckoning, "AGAIN", 0.1)
     task = client.submit(app.waits)
     next(task.events("idle"))
-    there = list(iron.tasks._tasks.values())[0]
+    there = next(iter(iron.tasks._tasks.values()))
     os.kill(there.process.pid, signal.SIGTERM)
-    os.kill(there.process.pid, signal.SIGTERM)  # at once
     events = task.events()
     assert [next(events).name for _ in range(4)][-2:] == ["retrying", "started"]
     assert ended(iron).status == "error"

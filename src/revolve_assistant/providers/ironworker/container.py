@@ -22,7 +22,7 @@ from typing import Any
 from ...engine import Parcel, Sink
 from ...errors import AssistantError, ProtocolError, UsageError
 from ...messenger import Messenger
-from ...pool.reports import PROGRESS, REPORT_EVENTS
+from ...pool.reports import PROGRESS, REPORT_EVENTS, REPORT_STARTED
 from ...pool.threads import OurThread
 from ...protocols.iron import tasks
 from ...protocols.iron.settings import read as read_settings
@@ -71,11 +71,12 @@ def run(
     body = task.whole() if task.parts is None else _gather(place, task.parts)
     ended: list[str] = []
     queue = Single(task.id, body, task.queue, lambda: _stop(worker))
+    name = f"ironworker:{files.get('TASK_ID') or os.getpid()}"
     mirror = Mirror(environment, files.get("TASK_ID"))
-    children = _Children(mirror, setup)
+    children = _Children(mirror, setup, name)
     worker = Worker(queue, messenger=carrier, queues=[task.queue], secret=secret, namespace=task.namespace, grace=grace,
                     engine=children)  # fmt: skip
-    worker.name = f"ironworker:{files.get('TASK_ID') or os.getpid()}"
+    worker.name = name
     if setup is not None:
         worker.trial = Trial(worker)
 
@@ -179,33 +180,36 @@ def _forget(place: Url, channel: str) -> None:
 
 
 class _Children(Children):
-    """One child process, whose progress is mirrored."""
+    """One child process, whose progress is mirrored, and which is called as its container is."""
 
-    def __init__(self, mirror: Mirror, setup: str | None) -> None:
+    def __init__(self, mirror: Mirror, setup: str | None, name: str) -> None:
         from ...wire.carry import pack
 
         packed = None if setup is None else pack((call_setup, (setup,)), "initializer")[0]
         super().__init__(max_workers=1, initializer=packed)
-        self._mirror = mirror
+        self._mirror, self._name = mirror, name
 
     def submit(self, parcels: Sequence[Parcel], sink: Sink) -> None:
-        super().submit(parcels, _Watched(sink, self._mirror))
+        super().submit(parcels, _Watched(sink, self._mirror, self._name))
 
 
 class _Watched:
     """A sink that notes the newest progress."""
 
-    def __init__(self, sink: Sink, mirror: Mirror) -> None:
-        self._sink, self._mirror = sink, mirror
+    def __init__(self, sink: Sink, mirror: Mirror, name: str) -> None:
+        self._sink, self._mirror, self._name = sink, mirror, name
 
     def deliver(self, reports: Sequence[Any]) -> None:
-        self._sink.deliver(reports)
+        self._sink.deliver([self._named(each) if each[1] == REPORT_STARTED else each for each in reports])
         for report in reversed(reports):
             if report[1] == REPORT_EVENTS:
                 for record in reversed(report[2]):
                     if record[0] == PROGRESS:
                         self._mirror.note(*record[4:8])
                         return
+
+    def _named(self, report: Any) -> Any:
+        return (*report[:2], self._name, *report[3:])
 
 
 class Mirror:
