@@ -96,6 +96,8 @@ class Caller:
         except httpx.HTTPError as error:
             raise self._failure(error) from None  # its request has the headers, and so the token
         if 200 <= answer.status_code < 300:
+            if not request.text and not body.lstrip().startswith(b"{"):
+                raise answers.stranger(settings, f"its answer to {request.what} is no JSON")
             return body
         problem = answers.error(settings, request.what, answer.status_code, body)
         problem.after = _after(answer.headers.get("Retry-After"))  # type: ignore[attr-defined]

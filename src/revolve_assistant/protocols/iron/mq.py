@@ -12,6 +12,7 @@ is empty, and `caller` looks once more at what goes out.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlencode
@@ -40,12 +41,16 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Request(NamedTuple):
-    """One request. `path` follows the project; `wait`: seconds that the other side may take its time by design."""
+    """One request. `path` follows the project; `wait`: seconds that the other side may take its time by design.
+
+    `text`: the answer is no JSON.
+    """
 
     method: str
     path: str
     body: bytes | None = None
     wait: float = 0.0
+    text: bool = False
 
     @property
     def what(self) -> str:
@@ -270,7 +275,11 @@ def decode(body: bytes, type: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=type)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ProtocolError(f"an answer that is none of Iron's: {error}") from None
+        problem = error
+    try:  # a message of somebody else's may hold what msgspec takes for no text, such as half of a surrogate pair
+        return msgspec.convert(json.loads(body), type)
+    except (ValueError, msgspec.MsgspecError, RecursionError):
+        raise ProtocolError(f"an answer that is none of Iron's: {problem}") from None
 
 
 def posted(body: bytes) -> list[str]:

@@ -91,7 +91,7 @@ def look(id: str) -> Request:
 
 def log(id: str) -> Request:
     """What it printed, as text; there once it has ended."""
-    return Request("GET", f"tasks/{check_id(id)}/log")
+    return Request("GET", f"tasks/{check_id(id)}/log", text=True)
 
 
 def cancel(id: str) -> Request:

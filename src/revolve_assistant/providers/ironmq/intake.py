@@ -151,6 +151,7 @@ class Intake:
 
     def _rest(self, seconds: float) -> bool:
         """Wait before another try; True: somebody woke us."""
+        self.failed = monotonic()
         with self._bell:
             if not self.woken and not self._closing:
                 self._bell.wait(seconds)
@@ -220,6 +221,7 @@ class Intake:
         return [Drawn(queue, message, now) for message in mq.reserved(held)]
 
     def _away(self, seconds: float) -> bool:
+        self.failed = monotonic()
         with self._bell:
             if not self._closing:
                 self._bell.wait(seconds)

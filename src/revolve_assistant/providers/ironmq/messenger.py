@@ -139,7 +139,7 @@ class Messenger(contract.Messenger):
         texts = [mq.Text(wrapping.frame(name, number + at, bytes(frame))) for at, frame in enumerate(frames)]
         queue = self._place.names.channel(channel)
         for some in mq.batches(texts, self._place.limit):
-            opened.caller.call(mq.post(queue, some))
+            mq.posted(opened.caller.call(mq.post(queue, some)))
         # Had that failed, what is written again would be another writer's, so that no reader waits for the rest.
         writers[channel] = name, number + len(frames)
         if len(writers) > _WRITERS:

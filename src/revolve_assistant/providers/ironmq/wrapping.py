@@ -67,7 +67,7 @@ def frame(writer: bytes, number: int, data: bytes) -> str:
 def read_frame(text: str) -> Framed:
     data = _bytes(text)
     if data is None or len(data) < _FRAME.size or data[0] != FRAME:
-        return Framed(text.encode("utf-8", "surrogateescape"), None)
+        return Framed(text.encode("utf-8", "surrogatepass"), None)
     _, writer, number = _FRAME.unpack_from(data)
     return Framed(data[_FRAME.size :], (writer, number))
 
@@ -88,7 +88,7 @@ def read_task(message: str, text: str) -> Wrapped:
             name = data[_TASK.size : _TASK.size + id].decode("utf-8", "surrogateescape")
             why = data[_TASK.size + id : start].decode("utf-8", "replace")
             return Wrapped(name, body, parts, why)
-    return Wrapped(message, text.encode("utf-8", "surrogateescape"))
+    return Wrapped(message, text.encode("utf-8", "surrogatepass"))
 
 
 def part(number: int, data: bytes) -> str:

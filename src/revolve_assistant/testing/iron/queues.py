@@ -102,6 +102,7 @@ class IronQueues:
     def info(self, name: str) -> dict[str, Any]:
         with self.changed:
             queue = self._get(name)
+            self._tick(queue, self._clock.now())
             return {"name": name, **queue.terms, "size": len(queue.messages), "total_messages": queue.total}
 
     def drop(self, name: str) -> None:
@@ -251,17 +252,17 @@ class IronQueues:
         heapq.heappush(queue.later, (due, message.id))
 
     def _tick(self, queue: One, now: float) -> None:
-        """Reservations and delays that are over; the last to be handed out comes to the front first, and so on back."""
+        """Reservations and delays that are over, in the order in which they were handed out; and what has expired."""
         over: list[Message] = []
         while queue.later and queue.later[0][0] <= now:
             due, id = heapq.heappop(queue.later)
             message = queue.messages.get(id)
             if message is not None and message.due == due and not message.position:
                 over.append(message)
-        for message in reversed(over):
+        for message in over if self.again == "back" else reversed(over):
             self._over(queue, message, now)
-        for id in [id for id, message in itertools.islice(queue.messages.items(), 100) if message.expires <= now]:
-            del queue.messages[id]
+        while queue.messages and next(iter(queue.messages.values())).expires <= now:
+            del queue.messages[next(iter(queue.messages))]
 
     def _over(self, queue: One, message: Message, now: float) -> None:
         was_reserved, message.reservation = message.reservation is not None, None

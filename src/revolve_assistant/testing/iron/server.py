@@ -56,7 +56,7 @@ class IronServer:
         self.project, self.token, self.limit = project, token, limit
         self.host, self.port = "127.0.0.1", 0
         self.clock = clock or Clock()
-        self.seen: deque[Seen] = deque(maxlen=10_000)
+        self._seen: deque[Seen] = deque(maxlen=10_000)
         self.counts: Counter[str] = Counter()  # requests by method and last word of the path, "POST reservations"
         self.queues = IronQueues(self.clock)
         self.tasks = IronTasks(self.clock, project, slots)
@@ -135,6 +135,12 @@ class IronServer:
         """The same as variables: IRON_HOST, IRON_TOKEN …"""
         return {f"IRON_{name.upper()}": str(value) for name, value in self.settings().items()}
 
+    @property
+    def seen(self) -> list[Seen]:
+        """The requests that came, the last 10,000."""
+        with self._lock:
+            return list(self._seen)
+
     # --- what tests do
 
     def code(
@@ -198,8 +204,8 @@ class IronServer:
 
     def note(self, method: str, target: str, body: bytes, status: int) -> None:
         path = target.partition("/projects/")[2].partition("/")[2]
-        self.seen.append(Seen(method, path, body, status))
         with self._lock:
+            self._seen.append(Seen(method, path, body, status))
             self.counts[f"{method} {path.partition('?')[0].rpartition('/')[2]}"] += 1
             self.counts["all"] += 1
 
