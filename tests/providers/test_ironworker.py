@@ -16,7 +16,7 @@ import pytest
 from revolve_assistant import Client, TaskCancelled, TaskLost, Worker
 from revolve_assistant.caller import reckoning
 from revolve_assistant.engine import Engine, Parcel
-from revolve_assistant.errors import ProtocolError, ProviderError, Unreachable, UsageError
+from revolve_assistant.errors import ProtocolError, ProviderError, UnknownTask, Unreachable, UsageError
 from revolve_assistant.providers import registry
 from revolve_assistant.providers.diagnosis import diagnose
 from revolve_assistant.providers.ironworker import payload
@@ -168,6 +168,14 @@ def test_failure_and_death_of_its_child(client, app, iron):
     assert ended(iron).status == "error"
     with pytest.raises(TaskLost, match="SIGKILL"):
         client.submit(app.dies).result(60)
+
+
+def test_a_function_that_the_image_does_not_have(client, app, iron):
+    code = iron.tasks._codes["app"]
+    iron.code("app", code.command, env={name: value for name, value in code.env.items() if name != "PYTHONPATH"})
+    with pytest.raises(UnknownTask, match="No module named 'ironapp'"):
+        client.submit(app.count, 1).result(30)
+    assert ended(iron).status == "error"
 
 
 def test_cancel_and_messages(client, app, iron):

@@ -75,7 +75,7 @@ def run(
     mirror = Mirror(environment, files.get("TASK_ID"))
     children = _Children(mirror, setup, name)
     worker = Worker(queue, messenger=carrier, queues=[task.queue], secret=secret, namespace=task.namespace, grace=grace,
-                    engine=children)  # fmt: skip
+                    unknown_after=0.0, engine=children)  # fmt: skip
     worker.name = name
     if setup is not None:
         worker.trial = Trial(worker)
@@ -83,8 +83,8 @@ def run(
     def note(event: WorkerEvent) -> None:
         ended.append(event.name)
 
-    for name in CODES:
-        worker.add_listener(name, note)
+    for end in CODES:
+        worker.add_listener(end, note)
     mirror.start()
     try:
         code = worker.run()
