@@ -1,7 +1,7 @@
 """Any engine with any messenger: the same story everywhere, on real servers.
 
 Every engine and queue × every messenger × (plain, generator, async) callables: events, result, failure, cancelling,
-messages to the running task, and the death of what runs it. IronMQ and IronWorker are a stand-in, and in some pairs only.
+messages to the running task, and the death of what runs it. IronMQ and IronWorker are a stand-in, and in a few pairs.
 """
 
 from __future__ import annotations
