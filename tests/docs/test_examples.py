@@ -36,7 +36,7 @@ EXPECTED = {
     "23_report_from_celery.py": "it is a pdf",
     "24_sqlite.py": "rye bread, at attempt 2\n['started', 'oven', 'retrying', 'started', 'oven', 'succeeded']",
     "25_upload_with_progress.py": "'4: 4 words']\nsucceeded 10",
-    "27_ironmq.py": "tea -> thé (fr) ['retrying']",
+    "27_ironmq.py": "tea -> thé (fr) ['retrying', 'succeeded']",
 }
 
 
