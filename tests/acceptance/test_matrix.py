@@ -25,7 +25,7 @@ from revolve_assistant.testing.servers import Gearmand, Memcached, Redis
 ENGINES = ["memory", "gearman", "redis", "sqlite", "process", "fork", "thread"]
 MESSENGERS = ["memory", "gearman", "memcached", "filesystem", "redis", "sqlite"]
 QUEUES = {"memory", "gearman", "redis", "sqlite", "ironmq", "ironworker"}  # and what is like one
-IRON = [("ironmq", "ironmq"), ("ironmq", "redis"), ("process", "ironmq"), ("ironworker", "ironmq")]
+IRON = [("ironmq", "ironmq"), ("process", "ironmq"), ("ironworker", "ironmq")]
 
 Pair = tuple[Client, str]
 

@@ -1,4 +1,7 @@
-"""IronWorker as an Engine: the stand-in starts `revolve ironworker` as the platform would, in a process of its own."""
+"""IronWorker as an Engine: the stand-in starts `revolve ironworker` as the platform would, in a process of its own.
+
+What every engine does (failure, cancelling, messages, the death of a child) is in tests/acceptance/test_matrix.py.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +48,6 @@ async def later(to):
 def length(data):
     return len(data)
 
-def fails():
-    raise ValueError("outer", 2)
-
 def second_time():
     if current_task().attempt < 2:
         raise Retry("not yet", after=0.01)
@@ -59,14 +59,6 @@ def waits():
     while not task.cancel_requested:
         time.sleep(0.005)
     return "seen"
-
-def hears():
-    emit("listening")
-    return current_task().receive(30).args
-
-def dies():
-    emit("dying")
-    os.kill(os.getpid(), signal.SIGKILL)
 
 def where():
     emit("here", os.getppid())
@@ -161,34 +153,12 @@ def test_kinds_of_callables_large_arguments_and_retries(client, app, iron, name,
     assert not list(iron.queues.names("iw.c.b.", "", 100))  # the parts of a body are removed
 
 
-def test_failure_and_death_of_its_child(client, app, iron):
-    failed = client.submit(app.fails)
-    with pytest.raises(ValueError, match="outer"):
-        failed.result(60)
-    assert ended(iron).status == "error"
-    with pytest.raises(TaskLost, match="SIGKILL"):
-        client.submit(app.dies).result(60)
-
-
 def test_a_function_that_the_image_does_not_have(client, app, iron):
     code = iron.tasks._codes["app"]
     iron.code("app", code.command, env={name: value for name, value in code.env.items() if name != "PYTHONPATH"})
     with pytest.raises(UnknownTask, match="No module named 'ironapp'"):
         client.submit(app.count, 1).result(30)
     assert ended(iron).status == "error"
-
-
-def test_cancel_and_messages(client, app, iron):
-    task = client.submit(app.waits)
-    next(task.events("idle"))
-    assert task.cancel()
-    with pytest.raises(TaskCancelled):
-        task.result(60)
-    assert ended(iron).status == "complete"
-    heard = client.submit(app.hears)
-    next(heard.events("listening"))
-    heard.send("word", 1, [2])
-    assert heard.result(60) == (1, [2])
 
 
 def test_a_task_that_waits_is_taken_back(client, app, iron):

@@ -43,7 +43,6 @@ class Caller:
         self._client: httpx.Client | None = None
         self._pid = 0
         self._closed = threading.Event()
-        self.requests = 0  # that were sent so far, tries included
 
     def __repr__(self) -> str:
         return f"<Caller {self.settings.base}>"
@@ -91,10 +90,13 @@ class Caller:
                 timeout=httpx.Timeout(limit, connect=min(CONNECT, self._timeout), pool=limit),
                 extensions={"trace": trace} if trace is not None else {},
             ) as answer:
-                self.requests += 1
                 body = self._read(answer, deadline)
         except httpx.HTTPError as error:
             raise self._failure(error) from None  # its request has the headers, and so the token
+        except RuntimeError:
+            if not self._closed.is_set():
+                raise
+            raise ClientClosed(f"{self.settings.name} was closed") from None  # by another thread, in the middle of it
         if 200 <= answer.status_code < 300:
             if not request.text and not body.lstrip().startswith(b"{"):
                 raise answers.stranger(settings, f"its answer to {request.what} is no JSON")

@@ -11,6 +11,7 @@ nobody comes for it within a second it is given back. There is one poll at a tim
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ from ...pool.threads import OurThread
 from ...protocols.iron import Missing, mq
 from ...protocols.iron.caller import Caller, Line
 from ...protocols.iron.limits import LONGEST_POLL
+
+log = logging.getLogger("revolve_assistant")
 
 LEAVE = 1.0  # seconds that what was found waits for somebody to come for it
 TURN = 1.0  # seconds of a poll while other queues are to be looked at too
@@ -188,6 +191,9 @@ class Intake:
                 problem = error
             except ClientClosed:
                 pass
+            except Exception as error:  # or nobody would poll any more
+                log.exception("a poll of IronMQ failed")
+                problem = ProviderError(f"a poll of IronMQ failed: {type(error).__name__}: {error}")
             with self._bell:
                 self._found += found
                 self._error = problem

@@ -276,10 +276,12 @@ class Queue(contract.Queue):
     def settle(self, outcomes: Sequence[tuple[Lease, Outcome]]) -> None:
         opened = self._here()
         done: list[Holding] = []
+        seen: set[str] = set()
         for lease, outcome in outcomes:
             held: Holding = lease.token
-            if not held.reservation or held in done:
+            if not held.reservation or held.id in seen:
                 continue
+            seen.add(held.id)
             if outcome.kind == "done":
                 done.append(held)
             elif outcome.kind == "bury":

@@ -157,6 +157,8 @@ class IronServer:
         """
         if not isinstance(fault, int) and fault not in _KNOWN:
             raise UsageError(f"fault={fault!r} must be a status, or one of {', '.join(_KNOWN)}")
+        if fault == "slow":
+            self.released.clear()
         with self._lock:
             self._faults.append(_Fault(fault, times, match, after))
 
