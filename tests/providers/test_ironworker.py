@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from revolve_assistant import Client, TaskCancelled, TaskLost, Worker
+from revolve_assistant import Client, Make, TaskCancelled, TaskLost, Worker
 from revolve_assistant.caller import reckoning
 from revolve_assistant.engine import Engine, Parcel
 from revolve_assistant.errors import ProtocolError, ProviderError, UnknownTask, Unreachable, UsageError
@@ -343,3 +343,44 @@ def test_faults_are_one_clear_error_without_the_token(iron, fault, caplog):
     engine.close()
     iron.heal()
     assert diagnose(url)[-1].level == "ok"
+
+
+# ---------------------------------------------------------------- the original's form
+
+
+def test_the_form_of_the_original(iron, monkeypatch):
+    """`Make`, with IronMQ and IronWorker as the original had them; what is not said comes from the environment."""
+    for name, value in iron.environment().items():
+        monkeypatch.setenv(name, value)
+    make = Make()
+    config = {"provider": "ironmq", "ironmq": {"namespace": "original"}}
+    messenger = make.messenger(config)
+    said: list[str] = []
+
+    def work(task: Any) -> int:
+        task.write_to(messenger, "output", "see this")
+        return 3
+
+    task = make.task({"provider": "ironmq", "callback": work})
+    task.add_listener("output", said.append)
+    worker = make.worker(config, concurrency=1).start()
+    client = make.client(config)
+    client.handle(task)
+    eventually(lambda: client.read(messenger) is None or client.has_completed(task), "it has completed", within=30)
+    assert (said, task.result()) == (["see this"], 3)
+    worker.stop(1.0)
+    client.shutdown()
+
+    def contained(task: Any) -> int:
+        task.emit("output", "from the container")
+        return 4
+
+    code = iron.tasks._codes["app"]
+    iron.code("app", code.command, env={**code.env, "REVOLVE_MESSENGER": "ironmq:///assistant"})
+    task = make.task({"provider": "ironworker", "callback": contained})
+    task.add_listener("output", said.append)
+    client = make.client({"provider": "ironworker", "ironworker": {"name": "app"}})
+    client.handle(task)
+    assert task.result(30) == 4
+    assert said == ["see this", "from the container"]
+    client.shutdown()
