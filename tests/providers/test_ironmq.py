@@ -6,6 +6,8 @@ With IRON_TOKEN and IRON_PROJECT_ID set the kit also runs against the service, i
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -317,3 +319,17 @@ def test_doctor(iron, capsys):
     text = capsys.readouterr().out
     for words in ("takes the token", "queue default", "1 tasks in it, 2 so far", "1 tasks of the queue default buried"):
         assert words in text
+
+
+def test_without_httpx_it_says_what_to_install():
+    program = (
+        "import sys; sys.modules['httpx'] = None\n"
+        "from revolve_assistant.errors import ProviderMissing\n"
+        "from revolve_assistant.providers import registry\n"
+        "for name in ('ironmq', 'ironworker'):\n"
+        "    try: registry.find(name)\n"
+        "    except ProviderMissing as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    for name in ("ironmq", "ironworker"):
+        assert f"{name} needs: pip install 'revolve-assistant[{name}]'" in done.stdout

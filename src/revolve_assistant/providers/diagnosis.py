@@ -40,7 +40,7 @@ def diagnose(address: str) -> list[Finding]:
     kinds = [kind for kind in ("Queue", "Engine", "Messenger") if _has(module, kind)]
     carries = {"Queue": "tasks for workers", "Engine": "tasks", "Messenger": "messages"}
     found = [Finding("ok", "provider", f"{url.scheme} carries {' and '.join(carries[kind] for kind in kinds)}")]
-    if "Queue" in kinds or kinds == ["Messenger"]:
+    if "Queue" in kinds or kinds == ["Messenger"] or (kinds == ["Engine"] and not module.Engine.traits.local):
         found.append(_secret(url))
     look = getattr(module, "diagnose", None)
     return found + (look(url) if look is not None else _open(url, kinds))
