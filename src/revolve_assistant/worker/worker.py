@@ -247,9 +247,9 @@ class Worker:
 
     def _drain(self, hurry: Callable[[], bool]) -> bool:
         """Wait until what is held is over, then cancel it. True: there was no time for that."""
+        self.taker.drain()
         self._state = "draining"
         self.firing.stop()
-        self.taker.drain()
         if self.trial is not None:
             self.trial.give_up()
         deadline = monotonic() + self.grace
