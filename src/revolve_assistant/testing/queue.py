@@ -20,6 +20,7 @@ from ..engine import Lease, Outcome, Parcel, Queue
 from ..errors import ClientClosed
 from .checks import PATIENCE, PROMPT, Aside, claim, entered, equal, eventually, fresh, needs, opened, refuses, tests_of
 from .managing import MANAGING_CHECKS
+from .planning import PLANNING_CHECKS
 from .tasks import DONE, NOBODY, Make, brief, has_lease, none_left, some, state, submit, take, take_for
 
 
@@ -377,7 +378,11 @@ def check_close(make: Make) -> None:
         taker.settle([(lease, DONE)])
 
 
-QUEUE_CHECKS = (*(check for name, check in list(globals().items()) if name.startswith("check_")), *MANAGING_CHECKS)
+QUEUE_CHECKS = (
+    *(check for name, check in list(globals().items()) if name.startswith("check_")),
+    *MANAGING_CHECKS,
+    *PLANNING_CHECKS,
+)
 
 
 @tests_of(QUEUE_CHECKS)
