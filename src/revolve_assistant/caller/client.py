@@ -93,6 +93,7 @@ class Client(Steering, Scheduling, Patient, concurrent.futures.Executor):
         self._pinned: dict[str, Task[Any]] = {}  # attached ones that somebody listens to
         self._maps: set[Any] = set()
         self._known: weakref.WeakValueDictionary[str, Task[Any]] = weakref.WeakValueDictionary()
+        self._held: dict[str, tuple[float, Task[Any]]] = {}  # for those who have tokens, until they expire
         self._lock = threading.Lock()
         self._drained: list[Callable[[], None]] = []
         self._shut = False
