@@ -208,7 +208,9 @@ def refused(loads: Iterable[Load], what: str) -> None:
     raise ProtocolError(f"{where} refused: {said}")
 
 
-def put_requests(line: Line, tube: bytes, jobs: Iterable[bytes], priority: int, delay: int, ttr: int, load: Load) -> int:
+def put_requests(
+    line: Line, tube: bytes, jobs: Iterable[bytes], priority: int, delay: int, ttr: int, load: Load
+) -> int:
     """Ask for jobs on a line; how many bytes they have."""
     telling.use(line, tube)
     size = 0
@@ -216,5 +218,3 @@ def put_requests(line: Line, tube: bytes, jobs: Iterable[bytes], priority: int, 
         line.state.ask(ask.put_plain(body, priority, delay, ttr, load))
         size += len(body)
     return size
-
-

@@ -65,7 +65,9 @@ class Managing(contract.Queue):
                     if said.get("current-jobs-ready", "0") != "0":
                         row[4] = max(row[4], self._age(client, tube))
         return [
-            Count(queue, pending=int(row[0]), delayed=int(row[1]), leased=int(row[2]), buried=int(row[3]), oldest=row[4])
+            Count(
+                queue, pending=int(row[0]), delayed=int(row[1]), leased=int(row[2]), buried=int(row[3]), oldest=row[4]
+            )
             for queue, row in sorted(found.items())
             if any(row[:4])
         ]
@@ -202,7 +204,9 @@ class Managing(contract.Queue):
             task = read_task(peek.body) or Task(note.id, note.name, peek.body)
             body = self._body(client, task)
             found.append(
-                Buried(note.id, body or b"", note.queue, note.deliveries, note.reason, note.name or task.name, note.when)
+                Buried(
+                    note.id, body or b"", note.queue, note.deliveries, note.reason, note.name or task.name, note.when
+                )
             )
         return found
 

@@ -1,8 +1,8 @@
 """What becomes of tasks that are held: done, released, buried.
 
-    done      delete
-    release   release, of the same job: its number stays, and with it what the submitter knows
-    bury      a note is put into NAMESPACE;dead.QUEUE, then bury; `managing` finds it by the note
+done      delete
+release   release, of the same job: its number stays, and with it what the submitter knows
+bury      a note is put into NAMESPACE;dead.QUEUE, then bury; `managing` finds it by the note
 """
 
 from __future__ import annotations
@@ -174,5 +174,3 @@ class _Buried:
 def _undo(line: Line, note: Request | None) -> None:
     if line.up and note is not None and note.answer is not None and note.answer.word == b"INSERTED":
         line.state.ask(ask.delete(note.answer.number))
-
-

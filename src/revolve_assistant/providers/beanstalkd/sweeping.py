@@ -37,9 +37,7 @@ class Sweeper:
         tubes = [tube for tube in items(client.one(ask.list_tubes()).body) if names.meaning(tube).kind == "channel"]
         said = client.ask(*[ask.stats_tube(tube) for tube in tubes])
         unread = {
-            tube
-            for tube, answer in zip(tubes, said, strict=True)
-            if fields(answer.body).get("current-watching") == "0"
+            tube for tube, answer in zip(tubes, said, strict=True) if fields(answer.body).get("current-watching") == "0"
         }
         for key in [key for key in self._since if key[0] == address and key[1] not in unread]:
             del self._since[key]
