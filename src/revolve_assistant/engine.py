@@ -271,7 +271,8 @@ class Queue(Engine):
         self.settle(outcomes)
         return self.take(queues, limit=limit, wait=wait)
 
-    # --- with the trait `manages` (with `buries` the first four): from any thread of the same process, one at a time; `open` first
+    # --- with the trait `manages` (the first four also with `buries`): from any thread of the same process, one at a
+    #     time; `open` first
 
     def counts(self) -> Sequence[Count]:
         """What every named queue of the namespace holds, empty ones left out."""
@@ -375,5 +376,5 @@ def _no_managing(queue: Queue) -> Unsupported:
 def _no_foreign(queue: Queue) -> Unsupported:
     name = type(queue).__module__.removeprefix("revolve_assistant.providers.").partition(".")[0]
     return Unsupported(
-        f"{name} neither calls functions of other programs nor serves them: gearman does, and beanstalkd serves them"
+        f"{name} neither calls functions of other programs nor serves them: gearman does both, beanstalkd serves"
     )

@@ -49,7 +49,7 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True):
     foreign: bool = False
     """Other programs' functions can be called (`call`), and ours be called by them (`expose`, `answer`)."""
     serves: bool = False
-    """Jobs of other programs can be taken (`expose`, `answer`), though nobody hears what becomes of them. With `foreign`
-    somebody does."""
+    """Jobs of other programs can be taken (`expose`, `answer`), though nobody hears what becomes of them. With
+    `foreign` somebody does."""
     messenger: str | None = None
     """URL of the messenger that goes with it by nature; None: `messenger=` must be given (or it is local)."""

@@ -55,8 +55,8 @@ class Worker:
     `inline`, or on a local `engine` object. `initializer(*initargs)` runs once in each child. `messengers` are further
     ones that tasks name (`task.write_to`), with this worker's credentials. `secret`: one or several, the first signs,
     all verify. `expose` serves plain functions to other programs, by name: `{"reverse": "app:reverse"}`, or a callable
-    that can be imported; only on queues with the trait `foreign` or `serves` (`Unsupported`). `grace`: seconds that running tasks
-    have after `stop`. `unknown_after`: seconds after which a task whose function cannot be imported here fails. Nothing
+    that can be imported; only on queues with the trait `foreign` or `serves` (`Unsupported`). `grace`: seconds that
+    running tasks have after `stop`. `unknown_after`: seconds after which a task whose function cannot be imported here fails. Nothing
     is opened before `run` or `start`. Raises `UsageError`, `UnknownProvider`.
     """
 

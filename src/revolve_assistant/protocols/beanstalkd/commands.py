@@ -62,8 +62,8 @@ class Request:
 
 
 def put(data: bytes, priority: int = 1 << 16, delay: float = 0, ttr: float = 60, *, most: int = MAX_JOB) -> Request:
-    """A job for the tube in use, of up to `most` bytes: INSERTED and its number. Whoever watches the tube may reserve it, at once or
-    after `delay`, and hold it for `ttr` seconds without a touch."""
+    """A job for the tube in use, of up to `most` bytes: INSERTED and its number. Whoever watches the tube may reserve
+    it, at once or after `delay`, and hold it for `ttr` seconds without a touch."""
     body = check_body(data, most)
     head = b"put %d %d %d %d\r\n" % (
         check_priority(priority), check_seconds(delay, "a delay"), check_seconds(ttr, "a time to run", 1), len(body)

@@ -34,8 +34,8 @@ _OPEN = 5000  # requests on one connection at once
 class Load:
     """Something to be put on one server. A subclass says what: `begin`, and `heard` for the answers.
 
-    `order` is that of the servers, `line` the one that it was given to, `ended` whether it is there or was refused; then
-    `refusal` says why.
+    `order` is that of the servers, `line` the one that it was given to, `ended` whether it is there or was refused;
+    then `refusal` says why.
     """
 
     __slots__ = ("ended", "line", "order", "refusal")
@@ -208,13 +208,11 @@ def refused(loads: Iterable[Load], what: str) -> None:
     raise ProtocolError(f"{where} refused: {said}")
 
 
-def put_requests(
-    line: Line, tube: bytes, jobs: Iterable[bytes], priority: int, delay: int, ttr: int, load: Load
-) -> int:
-    """Ask for jobs on a line; how many bytes they have."""
+def put_requests(line: Line, tube: bytes, jobs: Iterable[bytes], ttr: int, load: Load) -> int:
+    """Ask for jobs of the highest priority on a line; how many bytes they have."""
     telling.use(line, tube)
     size = 0
     for body in jobs:
-        line.state.ask(ask.put_plain(body, priority, delay, ttr, load))
+        line.state.ask(ask.put_plain(body, 0, 0, ttr, load))
         size += len(body)
     return size

@@ -102,8 +102,8 @@ def _limits(seen: _Seen) -> Iterator[Finding]:
                       "until it is started anew")  # fmt: skip
     size = stats.get("max-job-size", "")
     if size.isdigit() and int(size) < _LEAST:
-        yield Finding("wrong", seen.name, f"a job of it may have {int(size):,} bytes: tasks and messages will be cut into "
-                      "very many pieces; start it with -z 65535 or more")  # fmt: skip
+        yield Finding("wrong", seen.name, f"a job of it may have {int(size):,} bytes: tasks and messages will be cut "
+                      "into very many pieces; start it with -z 65535 or more")  # fmt: skip
     elif size.isdigit():
         yield Finding("ok", seen.name, f"a job may have {int(size):,} bytes; what is larger travels in pieces")
     numbers = tuple(int(part) for part in re.findall(r"\d+", stats.get("version", ""))[:2])

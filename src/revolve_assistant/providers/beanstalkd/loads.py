@@ -46,7 +46,7 @@ class TaskLoad(Load):
             return len(data)
         pieces = [self.body[at : at + most] for at in range(0, len(self.body), most)]
         self._waiting = len(pieces)
-        return put_requests(line, self.part_tube, pieces, 0, 0, _PART_TTR, self)
+        return put_requests(line, self.part_tube, pieces, _PART_TTR, self)
 
     def heard(self, line: Line, request: Request, answer: Answer) -> bool:
         word = answer.word
@@ -102,7 +102,7 @@ class FrameLoad(Load):
         self._draining = False
         jobs = frame_jobs(self.mark, self.writer, self.number, self.frame, line.owner.max_job)
         self._waiting = len(jobs)
-        return put_requests(line, self.tube, jobs, 0, 0, _FRAME_TTR, self)
+        return put_requests(line, self.tube, jobs, _FRAME_TTR, self)
 
     def heard(self, line: Line, request: Request, answer: Answer) -> bool:
         self._waiting -= 1

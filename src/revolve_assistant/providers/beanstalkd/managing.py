@@ -228,8 +228,8 @@ class Managing(contract.Queue):
     # ---- sweeping
 
     def sweep(self) -> None:
-        """Drop what nothing else ever would: buried tasks that are kept for too long, or are too many; wake-up calls for
-        connections that are gone; parts of tasks that never came to be. Servers that are away are passed over."""
+        """Drop what nothing else ever would: buried tasks that are kept for too long, or are too many; wake-up calls
+        for connections that are gone; parts of tasks that never came to be. Servers that are away are passed over."""
         with self._desk:
             for address in self.place.servers:
                 with contextlib.suppress(ProviderError):

@@ -5,8 +5,8 @@
     forget ─ delete
 
 A channel has one reader at a time. It gets each writer's frames in the order of their writing, also those that come
-again after a reader died: a job keeps its number, and with it its place. Frames that a dead server held are a hole, which
-the layer above sees by its own numbers. A frame that is larger than a job may be is put in pieces.
+again after a reader died: a job keeps its number, and with it its place. Frames that a dead server held are a hole,
+which the layer above sees by its own numbers. A frame that is larger than a job may be is put in pieces.
 
 beanstalkd lets nothing expire and has no bound on what it holds for a channel that nobody reads: `sweep` removes those.
 """

@@ -90,8 +90,8 @@ class Names:
         name = check_tube(tube)
         if self.meaning(tube).kind != "foreign":
             raise UsageError(
-                f"the tube {tube!r} is one that the namespace {self.prefix!r} keeps for itself: choose another name, or "
-                "another namespace (the path of the URL)"
+                f"the tube {tube!r} is one that the namespace {self.prefix!r} keeps for itself: choose another name, "
+                "or another namespace (the path of the URL)"
             )
         return name
 

@@ -1,8 +1,8 @@
 """The reading half of a Messenger: reserves frames, keeps them until they are forgotten, one thread at a time.
 
-A frame that was read and not forgotten is a job that is reserved and not deleted: if this reader dies, beanstalkd gives
-it to the next one, in its old place. What may be held so is bounded; past that the oldest ones that the reader has moved
-on from, as the cursors that it gives say, are deleted without being forgotten. A reserve that waits stays where it is
+A frame that was read and not forgotten is a job that is reserved and not deleted: if this reader dies, beanstalkd
+gives it to the next one, in its old place. What may be held so is bounded; past that the oldest ones that the reader has
+moved on from, as the cursors that it gives say, are deleted without being forgotten. A reserve that waits stays where it is
 between two reads: nobody else reads these channels. Deletions that are asked for behind it are done when it is over,
 three seconds later at most.
 """
@@ -92,7 +92,7 @@ class Reading:
         return asked
 
     def advance(self, limit: int, asked: Sequence[tuple[Channel, int]]) -> tuple[int, bool]:
-        """Ask for more; how many frames there are to be read, and whether answers are due that are worth waiting for."""
+        """Ask for more; how many frames are to be read, and whether answers are due that are worth waiting for."""
         now = time.monotonic()
         reserving = self._reserving
         holes = any(channel.holes for channel in self._channels.values())
@@ -252,7 +252,7 @@ class Reading:
             self._bytes += len(frame)
 
     def strange(self, line: Line, number: int, body: bytes, tube: bytes) -> None:
-        """A job of somebody else's making, in the tube of a channel: passed on as it is, for the layer above to refuse."""
+        """A job of somebody else's making, in a channel's tube: passed on as it is, for the layer above to refuse."""
         self._strange -= 1
         names = self.place.names
         found = [channel for name, channel in self._channels.items() if names.channel(name) == tube]

@@ -40,7 +40,7 @@ class Reserving:
     """
 
     def __init__(
-        self, lines: Lines, place: Place, name: str, arrived: Arrived, soon: Callable[[Line], None],
+        self, lines: Lines, place: Place, name: str, arrived: Arrived, soon: Callable[[Line], object],
         lost: Callable[[Line], None],
     ) -> None:  # fmt: skip
         self._lines = lines
@@ -63,7 +63,7 @@ class Reserving:
 
     def under_way(self, line: Line) -> int:
         """Reserves whose answers are due."""
-        return self._zeros.get(line, 0) + line.state.reserving
+        return self._zeros.get(line, 0) + bool(line.state.reserving)
 
     def dry(self, line: Line) -> bool:
         """Whether it had nothing the last time that it was asked."""
@@ -200,6 +200,6 @@ class Reserving:
 
     def _lost(self, line: Line) -> None:
         for known in (self._asked, self._zeros, self._stride, self._found, self._hurried, self._breath):
-            known.pop(line, None)  # type: ignore[attr-defined]
+            known.pop(line, None)
         self._dry.discard(line)
         self._gone(line)

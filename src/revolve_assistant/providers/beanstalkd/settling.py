@@ -64,8 +64,7 @@ class Settling:
     def _delete(self, hold: Hold, requests: list[Request]) -> None:
         state = hold.line.state
         requests.append(state.ask(ask.delete(hold.number)))
-        for part in hold.parts:
-            requests.append(state.ask(ask.delete(part)))
+        requests += [state.ask(ask.delete(part)) for part in hold.parts]
 
     def answer(self, answers: Sequence[tuple[Lease, Answer]]) -> list[Request]:
         """What ends jobs of exposed functions: done, or buried. Nobody is there to hear the rest."""
@@ -131,8 +130,8 @@ class Settling:
             lines.pump(time.monotonic() + 0.5)
         unlisted = sum(1 for _, note in made if note is None or note.answer is None or note.answer.word != b"INSERTED")
         if unlisted:
-            log.warning("%d tasks are buried at %s without a note: the server takes no jobs now, so that `revolve dead` "
-                        "cannot list them", unlisted, self._place.text)  # fmt: skip
+            log.warning("%d tasks are buried at %s without a note: the server takes no jobs now, so `revolve dead` will "
+                        "not list them", unlisted, self._place.text)  # fmt: skip
         return made
 
     def _submit_line(self, line: Line) -> Line | None:

@@ -34,8 +34,10 @@ _STATS = re.compile(
 class Hold:
     """A job that is held. `over`: it is settled, or somebody else's by now."""
 
-    __slots__ = ("body", "described", "line", "number", "over", "parts", "priority", "reserves", "task", "taking", "ttr",
-                 "tube", "_asked", "_pieces")  # fmt: skip
+    __slots__ = (
+        "body", "described", "line", "number", "over", "parts", "priority", "reserves", "task", "taking", "ttr", "tube",
+        "_asked", "_pieces",
+    )  # fmt: skip
 
     def __init__(self, taking: Taking, line: Line, number: int, body: bytes) -> None:
         self.taking = taking
