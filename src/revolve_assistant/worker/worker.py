@@ -56,8 +56,8 @@ class Worker:
     ones that tasks name (`task.write_to`), with this worker's credentials. `secret`: one or several, the first signs,
     all verify. `expose` serves plain functions to other programs, by name: `{"reverse": "app:reverse"}`, or a callable
     that can be imported; only on queues with the trait `foreign` or `serves` (`Unsupported`). `grace`: seconds that
-    running tasks have after `stop`. `unknown_after`: seconds after which a task whose function cannot be imported here fails. Nothing
-    is opened before `run` or `start`. Raises `UsageError`, `UnknownProvider`.
+    running tasks have after `stop`. `unknown_after`: seconds after which a task whose function cannot be imported here
+    fails. Nothing is opened before `run` or `start`. Raises `UsageError`, `UnknownProvider`.
     """
 
     def __init__(

@@ -1,10 +1,10 @@
 """The reading half of a Messenger: reserves frames, keeps them until they are forgotten, one thread at a time.
 
 A frame that was read and not forgotten is a job that is reserved and not deleted: if this reader dies, beanstalkd
-gives it to the next one, in its old place. What may be held so is bounded; past that the oldest ones that the reader has
-moved on from, as the cursors that it gives say, are deleted without being forgotten. A reserve that waits stays where it is
-between two reads: nobody else reads these channels. Deletions that are asked for behind it are done when it is over,
-three seconds later at most.
+gives it to the next one, in its old place. What may be held so is bounded; past that the oldest ones that the reader
+has moved on from, as the cursors that it gives say, are deleted without being forgotten. A reserve that waits stays
+where it is between two reads: nobody else reads these channels. Deletions that are asked for behind it are done when it
+is over, three seconds later at most.
 """
 
 from __future__ import annotations

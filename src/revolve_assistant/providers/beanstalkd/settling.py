@@ -130,8 +130,10 @@ class Settling:
             lines.pump(time.monotonic() + 0.5)
         unlisted = sum(1 for _, note in made if note is None or note.answer is None or note.answer.word != b"INSERTED")
         if unlisted:
-            log.warning("%d tasks are buried at %s without a note: the server takes no jobs now, so `revolve dead` will "
-                        "not list them", unlisted, self._place.text)  # fmt: skip
+            log.warning(
+                "%d tasks were buried at %s without a note: it takes no jobs now, so `revolve dead` does not list them",
+                unlisted, self._place.text,
+            )  # fmt: skip
         return made
 
     def _submit_line(self, line: Line) -> Line | None:
