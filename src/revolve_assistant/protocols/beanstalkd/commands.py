@@ -109,6 +109,11 @@ def reserve_job(job: int) -> Request:
     return Request(b"reserve-job", b"reserve-job %d\r\n" % check_job(job), frozenset({b"RESERVED", b"NOT_FOUND"}))
 
 
+def stats_of(job: int, owner: Any) -> Request:
+    """`stats_job` of a number that came from the server."""
+    return Request(b"stats-job", b"stats-job %d\r\n" % job, _OK, 0.0, owner)
+
+
 def delete(job: int) -> Request:
     """Remove a job that this connection holds, or that nobody does: DELETED or NOT_FOUND."""
     return Request(b"delete", b"delete %d\r\n" % check_job(job), frozenset({b"DELETED", b"NOT_FOUND"}))

@@ -10,6 +10,7 @@ way; whoever wants something has the server answer it first, by a job in a tube 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 from ...errors import ProtocolError
 from .commands import BODIES, COMMON, Answer, Request, list_tube_used, stats
@@ -66,6 +67,12 @@ class ConnectionState:
         if request.patience > 0:
             self._patient = request.patience
         return request
+
+    def ask_all(self, data: bytes, requests: Iterable[Request]) -> None:
+        """The same for several at once, of which `data` are all bytes. None of them may wait at the server. The same
+        request may stand for several whose answers nobody looks up there; all answers come to `receive` in any case."""
+        self._out.append(data)
+        self._open.extend(requests)
 
     def ping(self, data: bytes = b"") -> None:
         """Have the server answer; at first with what it says of itself, see `greeted`. A reserve that waits is given up
@@ -149,15 +156,13 @@ class ConnectionState:
 
     def _begin(self, word: bytes, rest: bytes, data: bytes, at: int, found: list[tuple[Request, Answer]]) -> int:
         """An answer that bytes follow; where in the data to go on."""
-        numbers = rest.split(b" ")
-        if len(numbers) != (1 if word == b"OK" else 2) or not all(
-            each.isdigit() and len(each) <= _MAX_DIGITS for each in numbers
-        ):
+        first, _, size = rest.rpartition(b" ")
+        if not size.isdigit() or len(rest) > 2 * _MAX_DIGITS or (not first.isdigit() if word != b"OK" else first):
             raise ProtocolError(f"no answer of beanstalkd: {word + b' ' + rest!r:.200}")
-        length = int(numbers[-1])
+        length = int(size)
         if length > self.max_body:
             raise ProtocolError(f"an answer of {length:,} bytes is longer than {self.max_body:,}")
-        number = int(numbers[0]) if word != b"OK" else -1
+        number = int(first) if first else -1
         if not self._open or word not in self._open[0].answers:
             raise self._stranger(word + b" " + rest)
         end = at + length

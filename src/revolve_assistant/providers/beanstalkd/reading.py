@@ -22,6 +22,7 @@ from ..lines import Line, Lines
 from .address import KIND, Place
 from .delivery import Delivery
 from .reserving import Reserving
+from .settling import delete_all
 from .wrapping import Piece, channel_mark, read_piece
 
 READ = "read"
@@ -303,13 +304,17 @@ class Reading:
         self._done([entry.job for entry in gone])
 
     def _done(self, several: Iterable[Jobs]) -> None:
-        owners: set[Line] = set()
+        gone: dict[Line, list[int]] = {}
         for jobs in several:
             for line, number in jobs.pieces:
                 if line.up and line.owner.held.pop(number, None) is not None:
-                    line.state.ask(ask.delete(number))
-                    owners.add(line)
-        self.lines.send(owners)
+                    numbers = gone.get(line)
+                    if numbers is None:
+                        numbers = gone[line] = []
+                    numbers.append(number)
+        if gone:
+            delete_all(gone)
+            self.lines.send(gone)
 
 
 class _Strange:

@@ -28,7 +28,7 @@ MOST = 256
 _SLOW = 0.25  # seconds after which the answer to a reserve that does not wait is not waited for
 _RING_TTR = 10  # seconds
 _BREATH = 0.05  # seconds without a reserve after two DEADLINE_SOON in a row: touching did not help
-_POLL = ask.reserve(0)
+_POLL = ask.reserve(0)  # one for all: their answers are heard, and not looked up
 
 Arrived = Callable[[Line, int, bytes], None]
 
@@ -152,10 +152,9 @@ class Reserving:
             telling.watch(line, tubes)
 
     def _ask(self, line: Line, count: int) -> None:
-        state = line.state
-        for _ in range(count):
-            state.ask(ask.Request(_POLL.verb, _POLL.data, _POLL.answers))
-        self._zeros[line] = self._zeros.get(line, 0) + max(0, count)
+        if count > 0:
+            line.state.ask_all(_POLL.data * count, [_POLL] * count)
+            self._zeros[line] = self._zeros.get(line, 0) + count
         self._asked[line] = time.monotonic()
         self._found[line] = 0
 

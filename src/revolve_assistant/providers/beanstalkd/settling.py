@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ...engine import Answer, Lease, Outcome
 from ...protocols.beanstalkd import Request, check_seconds
@@ -24,6 +24,7 @@ from .wrapping import Note, write_note
 log = logging.getLogger("revolve_assistant")
 
 _REASON = 500  # characters of a reason that are kept
+_DELETE = ask.delete(0)  # one for all whose answers nobody looks up
 _NOTE_TTR = 60  # seconds that whoever lists the buried ones may hold a note
 
 
@@ -39,49 +40,52 @@ class Settling:
     def settle(self, outcomes: Sequence[tuple[Lease, Outcome]]) -> list[Request]:
         """Ask for it; the requests, which must be waited for. Blocks where something is buried."""
         requests: list[Request] = []
-        owners: set[Line] = set()
+        done: dict[Line, list[int]] = {}
         buried: list[tuple[Hold, Lease, str]] = []
+        owners: set[Line] = set()
         for lease, outcome in outcomes:
             hold: Hold = lease.token
             if hold.over or lease.name:
                 continue
-            if outcome.kind == "bury":
+            kind = outcome.kind
+            if kind == "bury":
                 buried.append((hold, lease, outcome.reason))
                 continue
-            if outcome.kind == "done":
-                self._delete(hold, requests)
+            line = hold.line
+            if kind == "done":
+                numbers = done.get(line)
+                if numbers is None:
+                    numbers = done[line] = []
+                numbers.append(hold.number)
+                numbers += hold.parts
             else:
                 priority = hold.priority if outcome.counted else self._taking.uncounted(hold)
                 delay = check_seconds(max(0.0, outcome.delay), "a delay")
-                requests.append(hold.line.state.ask(ask.release(hold.number, priority, delay)))
+                requests.append(line.state.ask(ask.release(hold.number, priority, delay)))
+                owners.add(line)
             hold.end()
-            owners.add(hold.line)
+        requests += delete_all(done)
+        owners.update(done)
         self._lines.send(owners)
         if buried:
             requests += self.bury(buried)
         return requests
 
-    def _delete(self, hold: Hold, requests: list[Request]) -> None:
-        state = hold.line.state
-        requests.append(state.ask(ask.delete(hold.number)))
-        requests += [state.ask(ask.delete(part)) for part in hold.parts]
-
     def answer(self, answers: Sequence[tuple[Lease, Answer]]) -> list[Request]:
         """What ends jobs of exposed functions: done, or buried. Nobody is there to hear the rest."""
-        requests: list[Request] = []
-        owners: set[Line] = set()
+        done: dict[Line, list[int]] = {}
         buried: list[tuple[Hold, Lease, str]] = []
         for lease, said in answers:
             hold: Hold = lease.token
             if hold.over:
                 continue
             if said.kind == "complete":
-                self._delete(hold, requests)
+                done.setdefault(hold.line, []).append(hold.number)
                 hold.end()
-                owners.add(hold.line)
             elif said.kind in ("fail", "exception"):
                 buried.append((hold, lease, said.data.decode("utf-8", "backslashreplace")))
-        self._lines.send(owners)
+        requests = delete_all(done)
+        self._lines.send(done)
         if buried:
             requests += self.bury(buried)
         return requests
@@ -154,6 +158,17 @@ class Settling:
         while open_ and any(line.up and line.state.open for line in lines):
             self._lines.pump(time.monotonic() + 0.5)
             open_ = [request for request in open_ if request.answer is None]
+
+
+def delete_all(jobs: Mapping[Line, Sequence[int]]) -> list[Request]:
+    """Ask lines to delete these; the last request of each, with whose answer all are answered."""
+    last = []
+    for line, numbers in jobs.items():
+        request = ask.delete(numbers[-1])
+        data = b"".join([b"delete %d\r\n" % number for number in numbers])
+        line.state.ask_all(data, [*[_DELETE] * (len(numbers) - 1), request])
+        last.append(request)
+    return last
 
 
 class _Buried:

@@ -11,7 +11,6 @@ be held. What a large task is made of is fetched in the same round trip (`peek`)
 from __future__ import annotations
 
 import itertools
-import re
 import time
 from collections.abc import Iterator, Sequence
 
@@ -26,9 +25,6 @@ from .told import Told
 from .wrapping import Task, read_task
 
 TAKE = "take"
-_STATS = re.compile(
-    rb"tube: \"?([^\n\"]+)\"?\n.*?\npri: (\d+)\n.*?\nttr: (\d+)\n.*?\nreserves: (\d+)\n", re.DOTALL
-)  # "tube" may be quoted since 1.13
 
 
 class Hold:
@@ -36,7 +32,7 @@ class Hold:
 
     __slots__ = (
         "body", "described", "line", "number", "over", "parts", "priority", "reserves", "task", "taking", "ttr", "tube",
-        "_asked", "_pieces",
+        "_pieces",
     )  # fmt: skip
 
     def __init__(self, taking: Taking, line: Line, number: int, body: bytes) -> None:
@@ -51,16 +47,12 @@ class Hold:
         self.task: Task | None = read_task(body)
         self.body = body if self.task is None else self.task.body
         self.parts = self.task.parts if self.task is not None else ()
-        self._pieces: dict[int, bytes | None] = {}
-        stats = ask.stats_job(number)
-        stats.owner = self
-        line.state.ask(stats)
-        self._asked = {id(stats): -1}
-        for at, part in enumerate(self.parts):
+        self._pieces: list[bytes | None] = []
+        for part in self.parts:
             peek = ask.peek(part)
             peek.owner = self
-            self._asked[id(peek)] = at
             line.state.ask(peek)
+        line.state.ask(ask.stats_of(number, self))
 
     @property
     def deliveries(self) -> int:
@@ -69,30 +61,26 @@ class Hold:
     @property
     def whole(self) -> bool:
         """Whether all of its body is there."""
-        return None not in self._pieces.values()
+        return None not in self._pieces
 
     def heard(self, line: Line, request: Request, answer: Answer) -> None:
-        at = self._asked.pop(id(request), None)
-        if at is None:
+        """An answer to what was asked about it; that of `stats-job` comes last."""
+        if request.verb == b"peek":
+            self._pieces.append(answer.body if answer.word == b"FOUND" else None)
             return
-        if at >= 0:
-            self._pieces[at] = answer.body if answer.word == b"FOUND" else None
-        else:
-            found = _STATS.search(answer.body)
-            if found is None:  # it was held for too long already
-                self.end()
-            else:
-                self.tube = found[1]
-                self.priority, self.ttr, self.reserves = int(found[2]), int(found[3]), int(found[4])
-        if not self._asked:
-            if self.parts and self.whole:
-                self.body = b"".join(self._pieces[each] or b"" for each in range(len(self.parts)))
-            if self._pieces and self.whole:
-                self._pieces = {}
-            self.described = True
-            self.taking.describing -= 1
-            if not self.over:
-                self.taking.ready.append(self)
+        try:
+            lines = answer.body.split(b"\n", 11)
+            self.tube = lines[2][6:].strip(b'"')  # may be quoted since 1.13
+            self.priority, self.ttr, self.reserves = int(lines[4][5:]), int(lines[7][5:]), int(lines[10][10:])
+        except (IndexError, ValueError):  # NOT_FOUND: it was held for too long already
+            self.end()
+        if self._pieces and self.whole:
+            self.body = b"".join(each for each in self._pieces if each)
+            self._pieces = []
+        self.described = True
+        self.taking.describing -= 1
+        if not self.over:
+            self.taking.ready.append(self)
 
     def end(self) -> None:
         """It is ours no more."""
