@@ -19,6 +19,7 @@ from .address import Place
 
 _STRANGERS = {
     "b'ERROR": "memcached",
+    "b'STAT ": "memcached",
     "b'-ERR": "Redis",
     "b'ERR ": "gearmand",
     "b'HTTP/": "a web server",
@@ -55,7 +56,7 @@ def excused(url: Url) -> dict[str, str]:
     )
     if len(url.hosts) < 2:
         return late
-    checks = ("order", "priority", "queues", "any_bytes", "bury", "state", "cancel")
+    checks = ("order", "priority", "queues", "any_bytes", "bury", "state", "cancel", "buried", "exhume", "purge", "settle_and_take")
     return late | dict.fromkeys(checks, "counts on an order, which holds on each server and not across them")
 
 

@@ -245,10 +245,9 @@ class Reading:
     def _frame(self, channel: Channel, frame: bytes, jobs: Jobs, piece: Piece | None) -> None:
         entry = Entry(frame, jobs, (piece.writer, piece.number) if piece is not None else None)
         self._largest = max(len(frame), self._largest * 0.98, 1.0)
-        before = len(channel.entries) + channel.waiting()
         if not channel.arrive(entry, time.monotonic()):
             self._done([jobs])
-        elif len(channel.entries) + channel.waiting() > before:
+        elif entry.position or channel.holds(entry):  # else it is another job for one that is here
             self._count += 1
             self._bytes += len(frame)
 
