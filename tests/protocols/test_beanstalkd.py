@@ -58,7 +58,8 @@ def test_one_byte_at_a_time():
 @pytest.mark.parametrize("data", [
     b"VERSION 1\r\n", b"-ERR unknown command\r\n", b"ERROR\r\n", b"HTTP/1.1 400 Bad Request\r\n", b"\x00",
     b"SSH-2.0-x\r\n",
-    b"INSERTED\r\n", b"INSERTED x\r\n", b"RESERVED 1 1\r\nx\r\n", b"OK 3\r\nabcdef", b"OK -1\r\n", b"OK 99999999999\r\n",
+    b"INSERTED\r\n", b"INSERTED x\r\n", b"RESERVED 1 1\r\nx\r\n", b"OK 3\r\nabcdef", b"OK -1\r\n",
+    b"OK 99999999999\r\n",
     b"OK 1 1\r\n", b"A" * 600, b"\r\n",
 ])  # fmt: skip
 def test_what_is_no_answer_is_an_error_at_once(data):

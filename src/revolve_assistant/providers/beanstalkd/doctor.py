@@ -56,7 +56,19 @@ def excused(url: Url) -> dict[str, str]:
     )
     if len(url.hosts) < 2:
         return late
-    checks = ("order", "priority", "queues", "any_bytes", "bury", "state", "cancel", "buried", "exhume", "purge", "settle_and_take")
+    checks = (
+        "order",
+        "priority",
+        "queues",
+        "any_bytes",
+        "bury",
+        "state",
+        "cancel",
+        "buried",
+        "exhume",
+        "purge",
+        "settle_and_take",
+    )
     return late | dict.fromkeys(checks, "counts on an order, which holds on each server and not across them")
 
 

@@ -17,6 +17,7 @@ not count as attempts, since a job's bytes cannot be changed and the server coun
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from typing import Literal, NamedTuple
 
@@ -28,6 +29,7 @@ _OTHER_OR_DOT = re.compile(rb"[^A-Za-z0-9_\-]")
 _CODED = re.compile(rb"\$([0-9A-F]{2})")
 _PREFIX = 80  # bytes of a namespace
 _BITS = 16
+_SHORTEST = 0.05  # seconds
 UNCOUNTED = (1 << _BITS) - 1
 """Releases that do not count that are counted, at most."""
 
@@ -47,6 +49,11 @@ def decode(text: str) -> str:
 def priority_of(priority: int, uncounted: int = 0) -> int:
     """beanstalkd's priority for one of -9, the last, to 9, the first; and so many releases that do not count."""
     return (9 - max(-9, min(9, priority))) << _BITS | min(uncounted, UNCOUNTED)
+
+
+def whole(delay: float) -> int:
+    """The seconds of a delay as beanstalkd has them, rounded up; what is shorter than anybody could tell is none."""
+    return math.ceil(delay) if delay >= _SHORTEST else 0
 
 
 def uncounted_of(priority: int) -> int:

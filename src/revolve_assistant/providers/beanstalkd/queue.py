@@ -28,7 +28,7 @@ from .delivery import SUBMIT, Delivery, refused
 from .loads import TaskLoad
 from .looking import Looking
 from .managing import Managing
-from .names import priority_of
+from .names import priority_of, whole
 from .settling import Settling
 from .taking import TAKE, Hold, Taking
 
@@ -177,7 +177,7 @@ class Queue(Managing):
             id = parcel.id
             load = TaskLoad(
                 order(id.encode("utf-8", "surrogateescape")), id, parcel.name, parcel.body, names.queue(parcel.queue),
-                part, priority_of(parcel.priority), -int(-max(0.0, parcel.delay) // 1), ttr,
+                part, priority_of(parcel.priority), whole(parcel.delay), ttr,
             )  # fmt: skip
             made.append(load)
             yield load

@@ -12,12 +12,13 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from ...engine import Answer, Lease, Outcome
-from ...protocols.beanstalkd import Request, check_seconds
+from ...protocols.beanstalkd import Request
 from ...protocols.beanstalkd import commands as ask
 from ..lines import Line, Lines
 from . import told as telling
 from .address import Place
 from .delivery import SUBMIT, Delivery
+from .names import whole
 from .taking import Hold, Taking
 from .wrapping import Note, write_note
 
@@ -60,8 +61,7 @@ class Settling:
                 numbers += hold.parts
             else:
                 priority = hold.priority if outcome.counted else self._taking.uncounted(hold)
-                delay = check_seconds(max(0.0, outcome.delay), "a delay")
-                requests.append(line.state.ask(ask.release(hold.number, priority, delay)))
+                requests.append(line.state.ask(ask.release(hold.number, priority, whole(outcome.delay))))
                 owners.add(line)
             hold.end()
         requests += delete_all(done)

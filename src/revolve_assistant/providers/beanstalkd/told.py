@@ -12,6 +12,9 @@ from ...protocols.beanstalkd import DEFAULT_JOB, fields
 from ...protocols.beanstalkd import commands as ask
 from ..lines import Line
 
+_ENDING = 2
+"""Bytes less than a server says that a job may have: when it reads its log again (`-b`), beanstalkd takes one of full
+size for larger than that, and drops it and all that comes after (1.12; it counts the end of line there)."""
 _LEAST = 256
 """Bytes that a job must be able to have: less would not hold our headers."""
 
@@ -25,7 +28,7 @@ class Told:
         greeted = line.state.greeted
         said = fields(greeted.answer.body) if greeted is not None and greeted.answer is not None else {}
         told = said.get("max-job-size", "")
-        self.max_job = max(_LEAST, int(told)) if told.isdigit() else DEFAULT_JOB
+        self.max_job = max(_LEAST, int(told) if told.isdigit() else DEFAULT_JOB) - _ENDING
         self.instance = said.get("id", "") or said.get("pid", "")
         self.version = said.get("version", "?")
         self.draining = said.get("draining") == "true"
