@@ -307,8 +307,13 @@ def main() -> int:
             lines.append(Line("paced", "a frame every 2 ms, write to read, p50", "ms", paced, goal=("<=", 1)))
             (both,) = in_turn(given.rounds, lambda: touches(server))
             lines.append(
-                Line("touch", "while a reserve waits, p50; greenstalk with reserve(1)", "ms",
-                     [each[0] for each in both], [each[1] for each in both])  # fmt: skip
+                Line(
+                    "touch",
+                    "while a reserve waits, p50; greenstalk with reserve(1)",
+                    "ms",
+                    [each[0] for each in both],
+                    [each[1] for each in both],
+                )  # fmt: skip
             )
         finally:
             ours.close()
