@@ -1,4 +1,4 @@
 """The wire protocols that this library speaks itself: sans-IO, with small blocking clients on top.
 
-`gearman` is the only one so far.
+`gearman` and `beanstalkd`; `stream` is the connection that they share.
 """

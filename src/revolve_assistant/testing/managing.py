@@ -1,4 +1,4 @@
-"""What every Queue with the trait `manages` must do, as checks; see `queue`, which they are part of."""
+"""What every Queue with the trait `manages` (or `buries`) must do, as checks; see `queue`, which they are part of."""
 
 from __future__ import annotations
 
@@ -25,8 +25,19 @@ def managed(make: Callable[[], Queue], count: int = 2) -> Iterator[list[Queue]]:
 
 
 @contextlib.contextmanager
+def _burying(make: Callable[[], Queue], count: int = 2) -> Iterator[list[Queue]]:
+    traits = make().traits
+    needs(traits.manages or traits.buries, "keeps no buried tasks that could be looked at")
+    with opened(make, count) as queues:
+        yield queues
+
+
+@contextlib.contextmanager
 def _ruled(queue: Queue, name: str, **changes: Any) -> Iterator[None]:
-    """A rule for as long as the block lasts: the server may be in use."""
+    """A rule for as long as the block lasts: the server may be in use. Nothing where there are no rules."""
+    if not queue.traits.manages:
+        yield
+        return
     queue.set_rule(name, **changes)
     try:
         yield
@@ -66,7 +77,7 @@ def _sight(one: Buried | None) -> tuple[Any, ...] | None:
 
 def check_counts(make: Make) -> None:
     """`counts` says how many tasks of each queue are where, and leaves empty queues out."""
-    with managed(make) as (giver, taker):
+    with _burying(make) as (giver, taker):
         name, other = fresh(), fresh()
         equal(_count(giver, name), Count(name), "counts of a queue that never was")
         submit(giver, *some(name, 5), *some(other, 1))
@@ -88,7 +99,7 @@ def check_counts(make: Make) -> None:
 
 def check_buried(make: Make) -> None:
     """Buried tasks are listed, the latest first, with all that is known of them, until they are submitted anew."""
-    with managed(make) as (giver, taker):
+    with _burying(make) as (giver, taker):
         name = fresh()
         submit(giver, *some(name, 3, name=f"{name}:work"))
         for n in range(3):
@@ -114,7 +125,7 @@ def check_buried(make: Make) -> None:
 
 def check_exhume(make: Make) -> None:
     """`exhume` takes out, once, what nobody has taken or what is buried, and nothing else."""
-    with managed(make) as (giver, taker):
+    with _burying(make) as (giver, taker):
         name = fresh()
         work = f"{name}:work"
         submit(giver, *some(name, 4, name=work))
@@ -131,7 +142,8 @@ def check_exhume(make: Make) -> None:
         equal(giver.exhume(f"{name}.0"), None, "exhume of a buried one, again")
         equal(_buried(giver, name), [], "buried tasks at the end")
         with _ruled(giver, work, paused=True):
-            none_left(taker, name, "tasks of a paused function")
+            if giver.traits.manages:
+                none_left(taker, name, "tasks of a paused function")
             equal(_sight(giver.exhume(f"{name}.3")), (f"{name}.3", b"3", name, 0, "", work), "exhume of a blocked task")
             equal(_count(giver, name), Count(name, leased=1), "counts")
         taker.settle([(leased, Outcome("release"))])
@@ -148,7 +160,7 @@ def check_exhume(make: Make) -> None:
 
 def check_purge(make: Make) -> None:
     """`purge` takes out, in pages, what nobody has taken of one queue, or what is buried of it."""
-    with managed(make) as (giver, taker):
+    with _burying(make) as (giver, taker):
         name, other = fresh(), fresh()
         work = f"{name}:work"
         submit(giver, *some(name, 9, name=work), *some(other, 1, name=work))
@@ -156,7 +168,8 @@ def check_purge(make: Make) -> None:
         _bury(taker, name)
         leased = take(taker, name)[0]
         with _ruled(giver, work, paused=True):
-            none_left(taker, name, "tasks of a paused function")
+            if giver.traits.manages:
+                none_left(taker, name, "tasks of a paused function")
             submit(giver, Parcel(f"{name}.free", queue=name))
             late = giver.traits.delays
             if late:
