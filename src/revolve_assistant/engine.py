@@ -107,6 +107,8 @@ class Engine(ABC):
     """Where tasks go to be run."""
 
     traits: ClassVar[Traits]
+    needs_messenger: ClassVar[bool] = False
+    """What it runs elsewhere gets large bodies through the messenger: it is given every parcel by `submit_and_keep`."""
 
     @abstractmethod
     def open(self) -> None:
@@ -127,6 +129,20 @@ class Engine(ABC):
         A Queue with the trait `manages` returns which parcels it did not take because another task holds their
         `unique` key: their ids, and that task's. A key is held until its task is done, buried or cancelled.
         """
+
+    def submit_and_keep(
+        self,
+        parcels: Sequence[Parcel],
+        sink: Sink,
+        messenger: Messenger,
+        channels: Sequence[str],
+        *,
+        seconds: float,
+        cap: int,
+    ) -> Mapping[str, str] | None:
+        """`messenger.keep` these channels, then `submit`: as one request, where both are on one server."""
+        messenger.keep(channels, seconds=seconds, cap=cap)
+        return self.submit(parcels, sink)
 
     @abstractmethod
     def state(self, ids: Iterable[str]) -> Mapping[str, EngineState]:
@@ -237,20 +253,6 @@ class Queue(Engine):
 
     lease: float = 30.0
     """Seconds after which a parcel that was taken and not extended may go to another worker."""
-
-    def submit_and_keep(
-        self,
-        parcels: Sequence[Parcel],
-        sink: Sink,
-        messenger: Messenger,
-        channels: Sequence[str],
-        *,
-        seconds: float,
-        cap: int,
-    ) -> Mapping[str, str] | None:
-        """`messenger.keep` these channels, then `submit`: as one request, where both are on one server."""
-        messenger.keep(channels, seconds=seconds, cap=cap)
-        return self.submit(parcels, sink)
 
     @abstractmethod
     def take(self, queues: Sequence[str], *, limit: int, wait: float) -> Sequence[Lease]:

@@ -18,6 +18,7 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from ..engine import Queue
 from ..errors import TaskLost, Untrusted
 from ..pool.reports import REPORT_LOST, REPORT_RAISED
 from ..wire import control
@@ -115,6 +116,8 @@ class Reckoning:
     def _say_lonely(self) -> None:
         """Nothing was heard of any worker: they are busy, or there is none, or none for these queues."""
         remote = self._remote
+        if not isinstance(remote.queue, Queue):
+            return  # it starts what runs tasks by itself, and takes its time
         queues = {job.parcel.queue for job in list(remote.jobs.values())}
         if remote.queue.traits.manages:
             served = [read(key, about).queues for key, about in remote.queue.workers().items()]

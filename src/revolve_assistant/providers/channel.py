@@ -22,7 +22,10 @@ Key = tuple[bytes, int]
 
 
 class Entry:
-    """A frame, the job that brought it, and its place in the channel: 0 while it waits for a hole."""
+    """A frame, the job that brought it, and its place in the channel: 0 while it waits for a hole.
+
+    Of a job no more is asked than whether it has `ended`: nobody can complete it any more.
+    """
 
     __slots__ = ("frame", "job", "key", "position")
 

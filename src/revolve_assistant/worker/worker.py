@@ -93,7 +93,10 @@ class Worker:
         if not self.queues:
             raise UsageError("queues must name at least one queue, such as 'default'")
         self.carriers = choose(url, messenger, secret, namespace)
-        self.queue, self.messenger, self.keys, self.namespace, self.place, self.natural = self.carriers
+        queue, self.messenger, self.keys, self.namespace, self.place, self.natural = self.carriers
+        if not isinstance(queue, Queue):
+            raise UsageError(f"{self.place} runs tasks by itself: a Worker takes them from a queue")
+        self.queue = queue
         self.fingerprints = list(self.keys.fingerprints)
         self.buries = (
             self.queue.traits.manages or self.queue.traits.buries
