@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -425,6 +426,12 @@ def test_the_whole_story_over_a_restart_and_a_killed_worker(stored, revolve, tmp
         sys.modules.pop("beans_app", None)
 
 
+def command(*words):
+    """What `revolve …` prints."""
+    line = [sys.executable, "-m", "revolve_assistant.cli", *words]
+    return subprocess.run(line, capture_output=True, text=True, timeout=WAIT, check=True).stdout
+
+
 def fails():
     raise ValueError("as it should")
 
@@ -445,6 +452,11 @@ def test_strange_jobs_are_parked_and_failed_ones_are_kept_and_tried_again(server
         with pytest.raises((ValueError, RemoteError), match="as it should"):
             again.result(WAIT)
         eventually(lambda: {task.id, again.id} & {each.id for each in client.buried()} == {again.id}, "the new one")
-        assert client.purge("default", buried=True) == 6
+        listed = command("dead", "--url", url(server), "--json").splitlines()
+        assert {line["id"] for line in map(json.loads, listed)} == {each.id for each in client.buried()}
+        assert "as it should" in command("dead", again.id, "--url", url(server))
+        third = command("retry", again.id, "--url", url(server)).strip()
+        eventually(lambda: third in {each.id for each in client.buried()}, "it fails once more")
+        assert command("purge", "default", "--buried", "-y", "--url", url(server)).strip() == "6"
         assert client.counts() == []
         assert client.submit(int, "7").result(WAIT) == 7
