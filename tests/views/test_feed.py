@@ -121,7 +121,7 @@ def test_what_failed_can_be_tried_again_where_the_queue_keeps_it():
         again = feed.retry(task.id)
         view.until(lambda tasks: again in tasks and tasks[again].state == "failed" and not tasks[task.id].buried)
         [worker] = feed.look().workers
-        assert (worker.state, worker.settled) == ("running", 2)
+        assert worker.state == "running"
         with pytest.raises(LookupError):
             feed.retry("nobody")
         task.exception(60)

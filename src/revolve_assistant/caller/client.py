@@ -97,7 +97,7 @@ class Client(Steering, Scheduling, Patient, concurrent.futures.Executor):
         self._heavy: dict[str, Task[Any]] = {}
         self._pinned: dict[str, Task[Any]] = {}  # attached ones that somebody listens to
         self._maps: set[Any] = set()
-        self._ends: deque[tuple[Task[Any], str, str]] | None = None  # while somebody wants to see them
+        self._ends: tuple[deque[tuple[Task[Any], str, str]], ...] = ()  # of those who want to see them
         self._known: weakref.WeakValueDictionary[str, Task[Any]] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
         self._drained: list[Callable[[], None]] = []
@@ -317,8 +317,8 @@ class Client(Steering, Scheduling, Patient, concurrent.futures.Executor):
 
     def _ended(self, task: Any) -> None:
         self._tasks.pop(task._id, None)
-        if self._ends is not None:
-            self._ends.append((task, task.name, task._options.queue))
+        for ends in self._ends:
+            ends.append((task, task.name, task._options.queue))
         if self._heavy:
             self._heavy.pop(task._id, None)
         key: str | None = task._unique
@@ -541,7 +541,7 @@ class Client(Steering, Scheduling, Patient, concurrent.futures.Executor):
         self._tasks, self._uniques, self._heavy, self._maps, self._drained = {}, {}, {}, set(), []
         if self._serving is not None:
             self._serving.close()
-        self._pinned, self._ends, self._serving = {}, None, None
+        self._pinned, self._ends, self._serving = {}, (), None
         self._dispatcher.after_fork()
         if hasattr(self._engine, "after_fork"):
             self._engine.after_fork()

@@ -83,7 +83,7 @@ class Remote:
         self.inbox = Inbox(self.jobs, self.begun)
         self.watches = Watches(self)
         self.sources: dict[Mailbox, str] = {}  # further mailboxes, and the messengers' addresses
-        self.monitor: Monitored | None = None  # somebody wants to hear of all tasks
+        self.monitors: list[Monitored] = []  # of those who want to hear of all tasks
         self.reckoning = Reckoning(self)
         self.calls = Calls(self)
         self.sender: threading.Thread | None = None
@@ -335,11 +335,11 @@ class Remote:
         self.outbox.words.append((channel, sealed))
         self.ring()
 
-    def overlook(self, monitor: Monitored | None) -> None:
-        """Hear what all workers say of all tasks (None: no more). Raises `Unsupported` where nobody can."""
-        if monitor is not None and not self.messenger.traits.fanout:
+    def overlook(self, monitor: Monitored, begin: bool) -> None:
+        """Hear what all workers say of all tasks, or no more. Raises `Unsupported` where nobody can."""
+        if begin and not self.messenger.traits.fanout:
             raise Unsupported(f"{self.main.name} tells each message to one reader only: nobody can look at all tasks")
-        self.monitor = monitor
+        self.monitors = [each for each in self.monitors if each is not monitor] + [monitor] * begin
         self.start()
         self.ring()
         self.reader_ring()
@@ -410,9 +410,10 @@ class Remote:
                 self._keep()
             if self.sources:
                 self._keep_sources()
-            if self.monitor is not None and self.monitor.due():
-                self.monitor.keep()
-                self.reader_ring()
+            for monitor in self.monitors:
+                if monitor.due():
+                    monitor.keep()
+                    self.reader_ring()
             self.outbox.send()
             due = min(self.reckoning.look(monotonic()), self.outbox.next)
             if self.watches.missing:
@@ -491,7 +492,7 @@ class Remote:
         while True:
             with self._lock:
                 while not self._closing:
-                    wanted = bool(self.jobs or self._asked or self.watches.boxes or self.monitor)
+                    wanted = bool(self.jobs or self._asked or self.watches.boxes or self.monitors)
                     if wanted:
                         idle = 0.0
                     elif not idle:
@@ -509,12 +510,11 @@ class Remote:
         if self.main.untidy:
             wait = min(wait, TIDY)
         boxes: list[Mailbox] = [self.main, *list(self.watches.boxes)]
-        monitor = self.monitor
-        if monitor is not None and not monitor.fresh:
-            boxes.append(monitor)
+        monitors = [each for each in self.monitors if not each.fresh]
+        boxes += monitors
         told = 0
         for box, found, count in read_together(self.messenger, boxes, wait):
-            if box is monitor:
+            if monitors and box in monitors:
                 told = count
                 continue
             watch = self.watches.boxes.get(box)

@@ -121,7 +121,7 @@ class Hub:
         finally:
             del self.viewers[viewer.key]
             if viewer.tail is not None:
-                await viewer.tail.close()
+                viewer.tail.close()
 
     def see(self, key: str, ids: list[str]) -> bool:
         """What a viewer has on its screen from now on; its progress is told at once. False: no such viewer."""

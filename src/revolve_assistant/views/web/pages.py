@@ -1,4 +1,4 @@
-"""The dashboard: an ASGI application, served by itself (`revolve web`) or mounted: `app.mount("/tasks", Pages(client))`.
+"""The dashboard, an ASGI application: by itself (`revolve web`) or mounted, `app.mount("/tasks", Pages(client))`.
 
     GET  .  task/ID  workers  queues        the page; which of them it is, its script finds in the address
     GET  api/stream?task=ID                 text/event-stream: `hello`, `rows`, `view`, and of one task `told`

@@ -81,6 +81,7 @@ class Serving:
             )
         )
         self._thread: threading.Thread | None = None
+        self._over = threading.Event()  # not `join`: before 3.13 a signal in its midst makes a thread seem to be over
         self._pid = os.getpid()
 
     def start(self) -> Serving:
@@ -92,12 +93,12 @@ class Serving:
     @property
     def alive(self) -> bool:
         """Whether it is being served."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._thread is not None and not self._over.is_set()
 
     def wait(self, timeout: float) -> None:
         """Block until it is no longer served, at most `timeout` seconds."""
         if self._thread is not None:
-            self._thread.join(timeout)
+            self._over.wait(timeout)
 
     def stop(self) -> None:
         """Begin to end; from any thread, also from a signal handler."""
@@ -110,7 +111,7 @@ class Serving:
             self._socket.close()
             return
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(GRACE + 5.0)
+            self._over.wait(GRACE + 5.0)
         self._socket.close()
 
     def _run(self) -> None:
@@ -118,6 +119,8 @@ class Serving:
             asyncio.run(self._serve())
         except Exception:
             log.exception("the pages on %s are no longer served", self.url)
+        finally:
+            self._over.set()
 
     async def _serve(self) -> None:
         async def end_streams() -> None:

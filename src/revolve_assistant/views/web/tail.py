@@ -58,10 +58,9 @@ class Tail:
             self._progress = None
         return found
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Read no more; the work goes on."""
         self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
 
     async def _read(self) -> None:
         try:
