@@ -117,7 +117,9 @@ def test_what_is_hidden_is_not_told_unless_it_is_allowed(client, serve, visitor)
     for id, own in ((good.id, {"result": "result secret"}), (bad.id, {"error": "ValueError: error secret"})):
         assert "secret" not in json.dumps(hidden.until(f"api/stream?task={id}", over))
         [end] = [each for each in events(shown.until(f"api/stream?task={id}", over)) if each.keys() & own.keys()]
-        assert end.get("result", end.get("error", {}).get("headline") if "error" in end else None) == next(iter(own.values()))
+        assert end.get("result", end.get("error", {}).get("headline") if "error" in end else None) == next(
+            iter(own.values())
+        )
     assert "fails" in end["error"]["traceback"]
     assert shown.get(f"api/task/{bad.id}").json()["arguments"] == [["argument 1", "secret"]]  # of a buried one
     assert "not kept" in shown.get("api/task/nobody").json()["why"]
@@ -212,9 +214,7 @@ def test_a_signed_token_shows_its_task_and_nothing_else(client, serve, visitor):
         (looks, task.id, 403), (acts, other.id, 403), (everything, task.id, 403), (acts, task.id, 202)
     ):  # fmt: skip
         assert browser.post(f"api/task/{id}/stop", headers=ACT, json={}).status_code == code
-    assert {task.id, other.id} <= rows(
-        everything.until("api/stream", lambda told: len(rows(told)) > 1)
-    ).keys()
+    assert {task.id, other.id} <= rows(everything.until("api/stream", lambda told: len(rows(told)) > 1)).keys()
     other.send("go")
     other.result(60)
 
@@ -291,6 +291,8 @@ def test_the_command_serves_until_it_is_told_to_end(redis, visitor):
         assert task.result(60) == "result x"
     assert running.stderr.read() == ""
     running.stderr.close()
-    gone = subprocess.run([*command, "redis://127.0.0.1:1"], capture_output=True, text=True, timeout=60, env=environment)
+    gone = subprocess.run(
+        [*command, "redis://127.0.0.1:1"], check=False, capture_output=True, text=True, timeout=60, env=environment
+    )
     assert gone.returncode == 1
     assert gone.stderr.startswith("revolve web: ")

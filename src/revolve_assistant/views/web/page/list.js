@@ -146,8 +146,8 @@ export class List {
     const words = this.search.value.toLowerCase().split(/\s+/).filter(Boolean);
     const fits = (task) => (!this.state || task.state === this.state) && (!this.wanted || task.queue === this.wanted) && words.every((word) => task.text.includes(word));
     const key = `${words} ${this.state} ${this.wanted}`;
-    const holds = key === this.key && this.scroll.scrollTop > this.height;
-    this.key = key;
+    const holds = key === this.fitted && this.scroll.scrollTop > this.height;
+    this.fitted = key;
     this.sorted = performance.now();
     const found = [];
     for (const task of this.store.tasks.values()) if (fits(task)) found.push(task);

@@ -270,7 +270,7 @@ export class TaskPage {
     const state = task?.state ?? (this.end ? this.end.event : known?.started ? "running" : "pending");
     const ended = ENDS.has(state);
     const [name, module] = named(task?.name ?? "");
-    const lost = !task && this.over && !this.attempts.size;
+    const lost = !task && this.end?.event === "lost" && !known?.started; // nobody knows it
     say(this.heading, lost ? "Unknown task" : task ? name : "Task");
     say(this.module, module);
     document.title = `${task ? name : "Task"} · Revolve`;
