@@ -25,7 +25,7 @@ def arguments_of(client: Client, task_id: str) -> Arguments:
     if work is not None and getattr(work, "live", None) is not None:
         function, args, kwargs = work.live
         return _named(function, args, kwargs)
-    if work is not None and getattr(work, "payload", b""):
+    if work is not None and getattr(work, "payload", None):
         return _unpacked(work.payload, work.buffers)
     if client._remote and client._engine.lets_go and client._engine.traits.manages:
         from ...caller.desk import desk_of

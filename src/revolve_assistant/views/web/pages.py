@@ -30,8 +30,9 @@ from starlette.routing import Route
 
 from ... import __version__
 from ...errors import AssistantError, UsageError
+from ..board import MOST
 from ..escape import printable
-from ..feed import MOST, Feed
+from ..feed import Feed
 from .gate import SAFE, Access, Allow, Gate
 from .hub import Hub
 from .shown import allowed, text_of

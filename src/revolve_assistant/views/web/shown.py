@@ -90,7 +90,7 @@ def places(view: View) -> dict[str, Any]:
 
 
 def _queue(each: QueueState) -> dict[str, Any]:
-    return msgspec.to_builtins(each) | {"queue": printable(each.queue)}
+    return {**msgspec.structs.asdict(each), "queue": printable(each.queue)}
 
 
 def told(event: Event, show: frozenset[str]) -> dict[str, Any]:
