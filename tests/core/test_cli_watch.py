@@ -447,7 +447,7 @@ def test_the_small_top_stays_on_the_screen_while_its_server_is_away(screen, said
     with Redis() as server:
         monkeypatch.setenv("REVOLVE_URL", server.url)
         shown = screen("top", "--every", "0.2")
-        shown.shows("the full screen needs: pip install 'revolve-assistant[top]'")
+        shown.shows("for the full screen: pip install 'revolve-assistant[top]'")
         shown.shows("no worker: start one with revolve worker", 2)
         server.stop()
         shown.shows("; trying again")

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
                 elif not _has_extra():
                     from ..views.top import EXTRA
 
-                    _live(client, found.every, f"this is the small form; the full screen needs: {EXTRA}")
+                    _live(client, found.every, f"for the full screen: {EXTRA}")
                 else:
                     from ..views.top import run
 
