@@ -1,4 +1,4 @@
-"""Single keys from the terminal, while something else is drawn on it; signals of keys (Ctrl-C, Ctrl-Z) stay as they are.
+"""Single keys from the terminal while something else is drawn on it; signals of keys (Ctrl-C, Ctrl-Z) stay as they are.
 
 The terminal is taken as it is left: a program in the background touches and reads it only once it is in the foreground,
 since both would stop it.
