@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
@@ -92,6 +93,7 @@ class Client(Steering, Scheduling, Patient, concurrent.futures.Executor):
         self._heavy: dict[str, Task[Any]] = {}
         self._pinned: dict[str, Task[Any]] = {}  # attached ones that somebody listens to
         self._maps: set[Any] = set()
+        self._ends: deque[tuple[Task[Any], str, str]] | None = None  # of tasks, while somebody wants to see them
         self._known: weakref.WeakValueDictionary[str, Task[Any]] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
         self._drained: list[Callable[[], None]] = []
@@ -302,6 +304,8 @@ class Client(Steering, Scheduling, Patient, concurrent.futures.Executor):
 
     def _ended(self, task: Any) -> None:
         self._tasks.pop(task._id, None)
+        if self._ends is not None:
+            self._ends.append((task, task.name, task._options.queue))
         if self._heavy:
             self._heavy.pop(task._id, None)
         key: str | None = task._unique

@@ -27,7 +27,7 @@ from ..wire import frames as wire
 from ..wire.seal import Purpose
 from .foreign import Call, Calls, Foreign
 from .inbox import Inbox, RemoteJob
-from .mailbox import TIDY, Mailbox, read_together
+from .mailbox import READ, TIDY, Mailbox, read_together
 from .outbox import Outbox
 from .reckoning import Reckoning
 from .watching import Watches, superseded
@@ -35,6 +35,7 @@ from .watching import Watches, superseded
 if TYPE_CHECKING:
     from ..providers.carriers import Carriers
     from .desk import Desk
+    from .monitoring import Monitored
 
 log = logging.getLogger("revolve_assistant")
 
@@ -81,6 +82,7 @@ class Remote:
         self.inbox = Inbox(self.jobs, self.begun)
         self.watches = Watches(self)
         self.sources: dict[Mailbox, str] = {}  # further mailboxes, and the messengers' addresses
+        self.monitor: Monitored | None = None  # somebody wants to hear of all tasks
         self.reckoning = Reckoning(self)
         self.calls = Calls(self)
         self.sender: threading.Thread | None = None
@@ -322,6 +324,15 @@ class Remote:
         self.outbox.words.append((channel, sealed))
         self.ring()
 
+    def overlook(self, monitor: Monitored | None) -> None:
+        """Hear what all workers say of all tasks (None: no more). Raises `Unsupported` where nobody can."""
+        if monitor is not None and not self.messenger.traits.fanout:
+            raise Unsupported(f"{self.main.name} tells each message to one reader only: nobody can look at all tasks")
+        self.monitor = monitor
+        self.start()
+        self.ring()
+        self.reader_ring()
+
     def reader_ring(self) -> None:
         """Have the reader look at what there is to read."""
         self.reader_look()
@@ -388,6 +399,9 @@ class Remote:
                 self._keep()
             if self.sources:
                 self._keep_sources()
+            if self.monitor is not None and self.monitor.due():
+                self.monitor.keep()
+                self.reader_ring()
             self.outbox.send()
             due = min(self.reckoning.look(monotonic()), self.outbox.next)
             if self.watches.missing:
@@ -466,7 +480,7 @@ class Remote:
         while True:
             with self._lock:
                 while not self._closing:
-                    wanted = bool(self.jobs or self._stacks or self.watches.boxes)
+                    wanted = bool(self.jobs or self._stacks or self.watches.boxes or self.monitor)
                     if wanted:
                         idle = 0.0
                     elif not idle:
@@ -483,7 +497,15 @@ class Remote:
         total = 0
         if self.main.untidy:
             wait = min(wait, TIDY)
-        for box, found, count in read_together(self.messenger, [self.main, *list(self.watches.boxes)], wait):
+        boxes: list[Mailbox] = [self.main, *list(self.watches.boxes)]
+        monitor = self.monitor
+        if monitor is not None and not monitor.fresh:
+            boxes.append(monitor)
+        told = 0
+        for box, found, count in read_together(self.messenger, boxes, wait):
+            if box is monitor:
+                told = count
+                continue
             watch = self.watches.boxes.get(box)
             if watch is not None and len(found) > 1:
                 superseded(found)
@@ -495,7 +517,9 @@ class Remote:
                 for _, frames in found:
                     self.watches.answered(frames, monotonic())
         self.main.tidy(not total)
-        self.reckoning.read(monotonic(), total)
+        self.reckoning.read(
+            monotonic(), total + (told if told + total >= READ else 0)
+        )  # else the rest was read to its end
         return total
 
     def take(self, box: Mailbox, wait: float) -> int:
