@@ -1,9 +1,9 @@
 """`revolve top` as a program of its own on the whole terminal, on textual (the extra `top`).
 
-    Source, a thread ──▶ Board ──▶ tables: which rows a page has ──▶ Rows: those in sight, drawn ──▶ App
-                                                                                  keys ──▶ Acts, threads ──▶ Client
+    Feed ──▶ Source ──▶ tables: which rows a page has ──▶ Rows: those in sight, drawn ──▶ App ──▶ terminal
+               └──▶ Client: cancel, retry, pause, each on a thread ◀── keys ────────────────┘
 
-The screen pulls: twice a second it lists what the board holds and draws the rows in sight, so that what it costs does
+The screen pulls: twice a second it takes over what has changed and draws the rows in sight, so that what it costs does
 not grow with what happens. It uses the terminal's own sixteen colours, and says nothing by colour alone.
 """
 

@@ -18,12 +18,13 @@ from textual.widgets import Input, Static
 
 from ...event import ENDS
 from ..escape import printable
+from ..feed import View
 from .detail import Detail
 from .rows import Rows
 from .source import Source
-from .tables import Failures, Functions, Page, Queues, Tasks, Workers, failures, functions, queue_rates, searched
+from .tables import Failures, Functions, Page, Queues, Tasks, Workers, failures, functions, queue_rates, rate, searched
 
-PER_SECOND = 2.0  # paintings: bars move, and a slow line keeps up
+PER_LOOK = 2.0  # paintings between two looks (`--every`): bars move, and a slow line keeps up
 NEWS = 15.0  # seconds that a line of news stays
 KEYS = "Enter open  / search  c cancel  r retry  p pause  1-5 Tab page  ? help  q quit"
 HELP = """\
@@ -123,7 +124,7 @@ class Top(App[None]):
         loop.add_signal_handler(signal.SIGINT, self._stop, 0)
         self.rows.focus()
         self.paint()
-        self.set_interval(1 / PER_SECOND, self.paint)
+        self.set_interval(self.source.every / PER_LOOK, self.paint)
 
     def _stop(self, code: int) -> None:
         self.exit(return_code=code)
@@ -139,40 +140,32 @@ class Top(App[None]):
     # --- painting
 
     def paint(self) -> None:
-        """What the board holds now."""
+        """What there is now."""
         self._hear()
         source, now = self.source, time.time()
-        source.wants_buried = isinstance(self.page, Failures)
-        with source.lock:
-            lists = self._lists(now)
-            workers = list(source.board.workers.values())
-            counts = source.board.queues
-            dropped = source.board.dropped
-        items = searched(self.page, lists[self._page], self._search)
-        self.rows.fill(self.page, items)
-        self._paint_lines([len(each) for each in lists], workers, counts, dropped)
+        source.refresh()
+        lists = self._lists(now)
+        self.rows.fill(self.page, searched(self.page, lists[self._page], self._search))
+        self._paint_lines([len(each) for each in lists], source.view)
         if isinstance(self.screen, Detail):
             self.screen.paint(now)
 
     def _lists(self, now: float) -> list[Sequence[Any]]:
-        source, board = self.source, self.source.board
-        tasks = board.tasks
+        view, tasks = self.source.view, self.source.known.tasks
         self.queues.rates = queue_rates(tasks, now)
         return [
             tasks,
-            functions(board, source.rules, now),
-            board.queues,
-            sorted(board.workers.values(), key=lambda each: (each.name, each.key)),
-            failures(tasks, source.buried),
+            functions(tasks, view.workers, self.source.rules, now),
+            view.queues,
+            sorted(view.workers, key=lambda each: (each.name, each.key)),
+            failures(tasks),
         ]
 
-    def _paint_lines(self, sizes: list[int], workers: list[Any], counts: list[Any], dropped: int) -> None:
-        running = sum(sum(each.busy.values()) for each in workers)
-        waiting = sum(each.pending + each.delayed + each.blocked for each in counts)
-        rate = sum(each.rate for each in workers)
-        right = (
-            f"{len(workers)} worker{'s' * (len(workers) != 1)}  {running:,} running  {waiting:,} waiting  {rate:.1f}/s "
-        )
+    def _paint_lines(self, sizes: list[int], view: View) -> None:
+        workers = len(view.workers)
+        running = sum(sum(each.busy.values()) for each in view.workers)
+        waiting = sum(each.pending + each.delayed + each.blocked for each in view.queues)
+        right = f"{workers} worker{'s' * (workers != 1)}  {running:,} running  {waiting:,} waiting  {rate(view):.1f}/s "
         width = self.size.width
         left = Text(f" {printable(self.source.place)}", no_wrap=True, end="")
         left.truncate(max(0, width - len(right) - 1), overflow="ellipsis", pad=True)
@@ -193,8 +186,8 @@ class Top(App[None]):
             notes = [self.rows.place]
             if self._search:
                 notes.append(f"search: {printable(self._search)} (Esc ends it)")
-            if dropped:
-                notes.append(f"{dropped:,} older ones are not kept")
+            if view.dropped:
+                notes.append(f"{view.dropped:,} older ones are not kept")
             news.append(f" {'  '.join(filter(None, notes))}", "dim")
         base.query_one("#news", Static).update(news)
 
@@ -224,7 +217,6 @@ class Top(App[None]):
         if not isinstance(self.screen, (Detail, ModalScreen)):
             self._page = at
             self.paint()
-            self.source.hurry()
 
     def action_search(self) -> None:
         if isinstance(self.screen, (Detail, ModalScreen)):
@@ -280,8 +272,7 @@ class Top(App[None]):
         if found is None:
             return
         id, name = found
-        with self.source.lock:
-            task = self.source.board.task(id)
+        task = self.source.known.get(id)
         if task is None or task.state in ENDS:
             self._tell(f"task {id} has ended")
             return

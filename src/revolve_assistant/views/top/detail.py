@@ -86,27 +86,27 @@ class Detail(Screen[None]):
             log.write(Text(f"{when} ", "dim").append(printable(text, keep_newlines=True), style))
 
     def _about(self, now: float) -> Text:
-        with self._source.lock:
-            known = self._source.board.task(self.id_of_task)
-            task = best(known, self._own.task(self.id_of_task)) or TaskState(self.id_of_task)
-            buried = next((each for each in self._source.buried if each.id == self.id_of_task), None)
+        known = self._source.known.get(self.id_of_task)
+        task = best(known, self._own.task(self.id_of_task)) or TaskState(self.id_of_task)
+        buried = known is not None and known.buried
         self.function = self.function or task.name
-        state = task.state if buried is None else "buried"
+        state = "buried" if buried else task.state
         text = Text(f" {printable(self.function or '?')}  ", Style(bold=True), overflow="ellipsis", no_wrap=True)
         text.append(f"{state}\n", f"bold {STYLES.get(state, '')}")
         text.append(f" id {printable(task.id)}\n", Style(bold=False))
-        facts = [f"queue {task.queue}" if task.queue else "", f"worker {task.worker}" if task.worker else ""]
+        queue = task.queue or (known.queue if known is not None else "")
+        facts = [f"queue {queue}" if queue else "", f"worker {task.worker}" if task.worker else ""]
         facts.append(f"attempt {task.attempt}" if task.attempt else "")
         if task.started:
             facts.append(f"{'took' if task.ended else 'for'} {span((task.ended or now) - task.started)}")
         text.append(f" {printable('  '.join(filter(None, facts)))}\n", Style(bold=False))
-        fraction, note = measures(task.progress)
+        fraction, note = measures(task)
         if task.state not in ENDS or task.progress is not None:
             percent = "" if fraction is None else f" {fraction:.0%}"
             drawn = bar(fraction, now, 40) if task.state == "running" or fraction is not None else ""
             text.append(f" {drawn}{percent}  {printable(note)}\n", Style(bold=False))
-        if buried is not None:
-            text.append(f" {printable(buried.reason.strip())}\n", "red")
+        if known is not None and known.buried:
+            text.append(f" {printable(known.reason.strip())}\n", "red")
             text.append(" it is kept: r runs it again\n", Style(bold=False))
         text.rstrip()
         return text

@@ -7,52 +7,99 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ...errors import AssistantError, ClientClosed
+from ...event import ENDS
 from ...pool.threads import OurThread
-from ..board import Board
+from ..board import TaskState
+from ..feed import Feed, View
 
 if TYPE_CHECKING:
     from ...caller.client import Client
-    from ...caller.steering import BuriedTask
     from ...engine import Rule
 
-MOST_BURIED = 500  # listed
 STOPPED = 60.0  # seconds in which a task that was cancelled ought to end
 
 
+class Known:
+    """The tasks of a feed, as they were at the last `refresh`."""
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+        self._version = 0
+        self._open: dict[str, TaskState] = {}
+        self._over: dict[str, TaskState] = {}
+        self.tasks: list[TaskState] = []
+        """Unended ones first, in the order in which they were heard of, then the others, the latest end first."""
+
+    def refresh(self) -> None:
+        """Take over what has changed. Does not block."""
+        changes = self._feed.changes(self._version)
+        if changes.version == self._version:
+            return
+        self._version = changes.version
+        if changes.whole:
+            self._open.clear()
+            self._over.clear()
+        for id in changes.gone:
+            self._open.pop(id, None)
+            self._over.pop(id, None)
+        for task in changes.tasks:
+            if task.state in ENDS:
+                self._open.pop(task.id, None)
+                self._over[task.id] = task
+            else:
+                self._open[task.id] = task
+        self.tasks = [*self._open.values(), *sorted(self._over.values(), key=lambda task: -task.ended)]
+
+    def get(self, id: str) -> TaskState | None:
+        """One task; None: nothing is known of it."""
+        return self._open.get(id) or self._over.get(id)
+
+
 class Source:
-    """A board that is kept up to date while the block lasts. The screen's thread reads it with `lock` held."""
+    """Kept up to date while the block lasts; the screen's thread calls `refresh` and reads.
+
+    Entering it raises `Unsupported` and `Unreachable`; later troubles are in `trouble`.
+    """
 
     def __init__(self, client: Client, every: float) -> None:
         self.client = client
-        self.place = f"{client._engine.place}  {client._engine.namespace}"
-        self.board = Board()
+        self.every = every
+        self._feed = Feed(client)
+        self.place = f"{self._feed.place}  {self._feed.namespace}"
+        self.known = Known(self._feed)
+        self.view: View = self._feed.look()
         self.rules: dict[str, Rule] = {}
-        self.buried: list[BuriedTask] = []
-        self.wants_buried = False
-        self.trouble = ""
-        self.lock = threading.Lock()
-        self._every = every
+        self._trouble = ""
         self._hurry = threading.Event()
         self._over = False
         self._thread = OurThread(self._run, "revolve top")
 
     def __enter__(self) -> Source:
         self._look()
+        self._feed.open()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over = True
-        self.hurry()
-        self._thread.join()
-
-    def hurry(self) -> None:
-        """Look again now: something was done."""
         self._hurry.set()
+        self._thread.join()
+        self._feed.close()
+
+    def refresh(self) -> None:
+        """Take over what there is now. Does not block."""
+        self.known.refresh()
+        self.view = self._feed.look()
+
+    @property
+    def trouble(self) -> str:
+        """What keeps the screen from being up to date, "": nothing."""
+        found = self._trouble or self.view.trouble
+        return f"trying again: {found}" if found else ""
 
     def _run(self) -> None:
         while True:
-            self._hurry.wait(self._every)
+            self._hurry.wait(self.every)
             self._hurry.clear()
             if self._over:
                 return
@@ -61,20 +108,13 @@ class Source:
             except ClientClosed:
                 return
             except AssistantError as error:
-                self.trouble = f"{error}; trying again"
+                self._trouble = str(error)
             else:
-                self.trouble = ""
+                self._trouble = ""
 
     def _look(self) -> None:
-        client = self.client
-        counts, workers, rules = client.counts(), client.workers(), client.rules()
-        buried = client.buried(limit=MOST_BURIED) if self.wants_buried else None
-        with self.lock:
-            self.board.counts(counts)
-            self.board.introductions(workers)
-            self.rules = {rule.name: rule for rule in rules}
-            if buried is not None:
-                self.buried = buried
+        """What the feed does not tell."""
+        self.rules = {rule.name: rule for rule in self.client.rules()}
 
     # --- acts: each on a thread of its own, `say` hears how it went
 
@@ -93,7 +133,7 @@ class Source:
 
     def retry(self, id: str, say: Callable[[str], Any]) -> None:
         """Run a buried task again."""
-        self._act(lambda: f"queued again as {self.client.retry(id).id}", say)
+        self._act(lambda: f"queued again as {self._feed.retry(id)}", say)
 
     def pause(self, name: str, say: Callable[[str], Any]) -> None:
         """Have no worker take tasks of a function, or have them take it again."""
@@ -114,7 +154,7 @@ class Source:
                 said = act()
             except (AssistantError, LookupError, OSError, TimeoutError) as error:
                 said = str(error.args[0] if isinstance(error, LookupError) and error.args else error)
+            self._hurry.set()
             say(said)
-            self.hurry()
 
         OurThread(run, "revolve top acts").start()

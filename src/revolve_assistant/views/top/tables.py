@@ -1,4 +1,4 @@
-"""The pages of `revolve top`: which rows each has, and what stands in them. Pure: a board and a time go in."""
+"""The pages of `revolve top`: which rows each has, and what stands in them. Pure: what a feed told and a time go in."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ...event import ENDS, Progress
-from ..board import Board, QueueState, TaskState
+from ...event import ENDS
+from ..board import QueueState, TaskState
 from ..escape import printable
 from ..queues import span
 
 if TYPE_CHECKING:
-    from ...caller.steering import BuriedTask
     from ...engine import Rule
     from ...wire.about import About
+    from ..feed import View
 
 RATED = 10.0  # seconds over which ends are counted
 BAR = 12  # columns
@@ -44,7 +44,7 @@ class Column(NamedTuple):
 
 
 class FunctionState(NamedTuple):
-    """A function, as far as the board knows its tasks."""
+    """A function, as far as its tasks are known."""
 
     name: str
     running: int
@@ -53,19 +53,6 @@ class FunctionState(NamedTuple):
     failed: int
     rate: float
     rule: Rule | None
-
-
-class Failure(NamedTuple):
-    """A task that came to a bad end; `buried`: it can be run again."""
-
-    id: str
-    name: str
-    queue: str
-    state: str
-    reason: str
-    times: int
-    when: float
-    buried: bool
 
 
 class Page:
@@ -116,7 +103,7 @@ class Tasks(Page):
         return f"{item.state} {item.name} {message} {item.queue} {item.worker} {item.id}".lower()
 
     def cells(self, item: TaskState, now: float) -> Sequence[str]:
-        fraction, note = measures(item.progress)
+        fraction, note = measures(item)
         runs = item.state == "running"
         until = item.ended or now
         return (
@@ -252,43 +239,46 @@ class Failures(Page):
         Column("WHEN", 11),
         Column("STATE", 6),
         Column("FUNCTION", 12, 1),
-        Column("TIMES", 5, right=True),
+        Column("TRY", 3, right=True),
         Column("WHY", 20, 3),
         Column("ID", 32, from_width=132),
     )
 
-    def words(self, item: Failure) -> str:
-        return f"{item.state} {item.name} {item.reason} {item.queue} {item.id}".lower()
+    def words(self, item: TaskState) -> str:
+        return f"{self.state(item)} {item.name} {item.reason} {item.queue} {item.id}".lower()
 
-    def cells(self, item: Failure, now: float) -> Sequence[str]:
-        form = "%H:%M:%S" if now - item.when < 43200 else "%m-%d %H:%M"
+    def cells(self, item: TaskState, now: float) -> Sequence[str]:
+        form = "%H:%M:%S" if now - item.ended < 43200 else "%m-%d %H:%M"
+        lines = item.reason.strip().splitlines()
         return (
-            time.strftime(form, time.localtime(item.when)),
-            item.state,
+            time.strftime(form, time.localtime(item.ended)),
+            self.state(item),
             short(item.name) or "?",
-            str(item.times or ""),
-            item.reason,
+            str(item.attempt or ""),
+            lines[0] if lines else "",
             item.id,
         )
 
-    def state(self, item: Failure) -> str:
-        return item.state
+    def state(self, item: TaskState) -> str:
+        return "buried" if item.buried else item.state
 
-    def function(self, item: Failure) -> str:
+    def function(self, item: TaskState) -> str:
         return item.name
 
 
 # ---------------------------------------------------------------- which rows there are
 
 
-def functions(board: Board, rules: Mapping[str, Rule], now: float) -> list[FunctionState]:
+def functions(
+    tasks: Iterable[TaskState], workers: Iterable[About], rules: Mapping[str, Rule], now: float
+) -> list[FunctionState]:
     """Those of which a task or a rule is known, or that a worker says it has run, by name."""
     running: Counter[str] = Counter()
     waiting: Counter[str] = Counter()
     ended: Counter[str] = Counter()
     failed: Counter[str] = Counter()
     recent: Counter[str] = Counter()
-    for task in board.tasks:
+    for task in tasks:
         if not task.name:
             continue
         if task.state in ENDS:
@@ -299,7 +289,7 @@ def functions(board: Board, rules: Mapping[str, Rule], now: float) -> list[Funct
             running[task.name] += 1
         else:
             waiting[task.name] += 1
-    names = {name for worker in board.workers.values() for name in worker.functions}
+    names = {name for worker in workers for name in worker.functions}
     return [
         FunctionState(
             name, running[name], waiting[name], ended[name], failed[name], recent[name] / RATED, rules.get(name)
@@ -314,18 +304,15 @@ def queue_rates(tasks: Iterable[TaskState], now: float) -> dict[str, float]:
     return {queue: number / RATED for queue, number in ended.items()}
 
 
-def failures(tasks: Iterable[TaskState], buried: Iterable[BuriedTask]) -> list[Failure]:
-    """What is buried, and what failed without being kept; the latest first."""
-    found = {
-        each.id: Failure(
-            each.id, each.name, each.queue, "buried", _first_line(each.reason), each.deliveries, each.when, True
-        )
-        for each in buried
-    }
-    for task in tasks:
-        if task.state in ("failed", "lost") and task.id not in found:
-            found[task.id] = Failure(task.id, task.name, task.queue, task.state, "", task.attempt, task.ended, False)
-    return sorted(found.values(), key=lambda each: -each.when)
+def failures(tasks: Iterable[TaskState]) -> list[TaskState]:
+    """Those that failed or are lost, the latest first."""
+    return sorted((task for task in tasks if task.state in ("failed", "lost")), key=lambda task: -task.ended)
+
+
+def rate(view: View) -> float:
+    """Tasks that end, a second: in the last ten, or as workers say."""
+    seen = sum(sum(each) for each in view.rates[-int(RATED) - 1 : -1]) / RATED
+    return seen or sum(each.rate for each in view.workers)
 
 
 def searched(page: Page, items: Sequence[Any], text: str) -> Sequence[Any]:
@@ -344,11 +331,12 @@ def short(name: str) -> str:
     return name.rpartition(":")[2]
 
 
-def measures(progress: Progress | None) -> tuple[float | None, str]:
-    """Fraction, and count with message."""
+def measures(task: TaskState) -> tuple[float | None, str]:
+    """Fraction, and count with message. What succeeded is done, whatever it said last."""
+    progress = task.progress
     if progress is None:
         return None, ""
-    fraction = progress.fraction
+    fraction = 1.0 if task.state == "succeeded" else progress.fraction
     if fraction is None and progress.done is not None and progress.total:
         fraction = progress.done / progress.total
     if fraction is not None:
@@ -373,10 +361,10 @@ def widths(columns: Sequence[Column], width: int) -> list[int]:
     shown = [column.width if width >= column.from_width else 0 for column in columns]
     left = width - sum(shown) - sum(map(bool, shown)) + 1
     shares = sum(column.share for column, each in zip(columns, shown, strict=True) if each)
-    if left > 0 and shares:
-        for at, column in enumerate(columns):
-            if shown[at]:
-                shown[at] += left * column.share // shares
+    for at, column in enumerate(columns):
+        if left > 0 and shown[at] and column.share:
+            part = left * column.share // shares
+            shown[at], left, shares = shown[at] + part, left - part, shares - column.share
     return shown
 
 
@@ -396,8 +384,3 @@ def line(columns: Sequence[Column], sizes: Sequence[int], cells: Sequence[str]) 
             pad = " " * (size - length)
             parts.append(pad + text if column.right else text + pad)
     return " ".join(parts)
-
-
-def _first_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[0] if lines else ""
