@@ -14,7 +14,7 @@ from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import ModalScreen
-from textual.widgets import Input, Static
+from textual.widgets import Static
 
 from ...event import ENDS
 from ..escape import printable
@@ -25,7 +25,7 @@ from .source import Source
 from .tables import Failures, Functions, Page, Queues, Tasks, Workers, failures, functions, queue_rates, rate, searched
 
 PER_LOOK = 2.0  # paintings between two looks (`--every`): bars move, and a slow line keeps up
-NEWS = 15.0  # seconds that a line of news stays
+NEWS = 10.0  # seconds that a line of news stays
 KEYS = "Enter open  / search  c cancel  r retry  p pause  1-5 Tab page  ? help  q quit"
 HELP = """\
 Up Down j k   a row                PgUp PgDn Home End   far
@@ -75,8 +75,6 @@ class Top(App[None]):
     ModalScreen { background: transparent; }
     Static { height: 1; background: ansi_default; color: ansi_default; }
     Rows { height: 1fr; background: ansi_default; }
-    #foot { dock: bottom; height: 2; }
-    #search { height: 1; border: none; padding: 0 1; background: ansi_default; color: ansi_default; display: none; }
     #confirm { dock: bottom; }
     #help { dock: bottom; height: auto; border: solid ansi_default; padding: 0 1; }
     #about { height: auto; max-height: 50%; }
@@ -89,7 +87,6 @@ class Top(App[None]):
         Binding("tab", "page(1)", show=False, priority=True),
         Binding("shift+tab", "page(-1)", show=False, priority=True),
         *(Binding(str(number), f"page_at({number - 1})", show=False) for number in range(1, 6)),
-        Binding("slash", "search", show=False),
         Binding("escape", "leave", show=False),
         Binding("c", "cancel", show=False),
         Binding("r", "retry", show=False),
@@ -103,7 +100,6 @@ class Top(App[None]):
         self.queues = Queues()
         self.pages: tuple[Page, ...] = (Tasks(), Functions(), self.queues, Workers(), Failures())
         self._page = 0
-        self._search = ""
         self._news = ""
         self._news_until = 0.0
         self._heard: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -113,8 +109,7 @@ class Top(App[None]):
         yield Static(id="pages")
         yield Rows()
         yield Static(id="news")
-        yield Input(id="search", placeholder="every word has to occur; Esc ends the search", select_on_focus=False)
-        yield Static(Text(f" {KEYS}", no_wrap=True), id="keys")
+        yield Static(id="keys")
 
     def on_mount(self) -> None:
         loop = asyncio.get_running_loop()
@@ -145,7 +140,7 @@ class Top(App[None]):
         source, now = self.source, time.time()
         source.refresh()
         lists = self._lists(now)
-        self.rows.fill(self.page, searched(self.page, lists[self._page], self._search))
+        self.rows.fill(self.page, searched(self.page, lists[self._page], self.rows.search))
         self._paint_lines([len(each) for each in lists], source.view)
         if isinstance(self.screen, Detail):
             self.screen.paint(now)
@@ -163,7 +158,8 @@ class Top(App[None]):
 
     def _paint_lines(self, sizes: list[int], view: View) -> None:
         workers = len(view.workers)
-        running = sum(sum(each.busy.values()) for each in view.workers)
+        known = sum(task.state == "running" for task in self.source.known.tasks)
+        running = max(known, sum(sum(each.busy.values()) for each in view.workers))  # of which each names twenty
         waiting = sum(each.pending + each.delayed + each.blocked for each in view.queues)
         right = f"{workers} worker{'s' * (workers != 1)}  {running:,} running  {waiting:,} waiting  {rate(view):.1f}/s "
         width = self.size.width
@@ -178,18 +174,23 @@ class Top(App[None]):
             pages.append(f"[{title}]" if chosen else f" {title} ", Style(bold=chosen, reverse=chosen))
         base.query_one("#pages", Static).update(pages)
         news = Text(no_wrap=True, overflow="ellipsis")
-        if self.source.trouble:
-            news.append(f" {printable(self.source.trouble)}", "bold red")
-        elif time.monotonic() < self._news_until:
+        if time.monotonic() < self._news_until:  # the answer to a key goes first
             news.append(f" {printable(self._news)}", "bold")
+        elif self.source.trouble:
+            news.append(f" {printable(self.source.trouble)}", "bold red")
         else:
             notes = [self.rows.place]
-            if self._search:
-                notes.append(f"search: {printable(self._search)} (Esc ends it)")
+            if self.rows.search and not self.rows.typing:
+                notes.append(f"search: {printable(self.rows.search)} (Esc ends it)")
             if view.dropped:
                 notes.append(f"{view.dropped:,} older ones are not kept")
             news.append(f" {'  '.join(filter(None, notes))}", "dim")
         base.query_one("#news", Static).update(news)
+        keys = Text(f" {KEYS}", no_wrap=True)
+        if self.rows.typing:
+            keys = Text(f" /{printable(self.rows.search)}", Style(bold=True), no_wrap=True)
+            keys.append("_  ", Style(bold=True)).append("every word has to occur; Enter keeps it, Esc ends it", "dim")
+        base.query_one("#keys", Static).update(keys)
 
     # --- news
 
@@ -218,25 +219,7 @@ class Top(App[None]):
             self._page = at
             self.paint()
 
-    def action_search(self) -> None:
-        if isinstance(self.screen, (Detail, ModalScreen)):
-            return
-        field = self.query_one("#search", Input)
-        field.display = True
-        self.query_one("#keys").display = False
-        field.focus()
-
-    def on_input_changed(self, event: Input.Changed) -> None:
-        self._search = event.value
-        self.paint()
-
-    def on_input_submitted(self, _event: Input.Submitted) -> None:
-        self._leave_search()
-
-    def _leave_search(self) -> None:
-        self.query_one("#search", Input).display = False
-        self.query_one("#keys").display = True
-        self.rows.focus()
+    def on_rows_searched(self, _event: Rows.Searched) -> None:
         self.paint()
 
     def action_leave(self) -> None:
@@ -244,8 +227,8 @@ class Top(App[None]):
         if isinstance(self.screen, Detail):
             self.pop_screen()
         else:
-            self.query_one("#search", Input).value = ""
-            self._leave_search()
+            self.rows.search_for("")
+            self.paint()
 
     def on_rows_opened(self, _event: Rows.Opened) -> None:
         item = self.rows.current
@@ -253,8 +236,8 @@ class Top(App[None]):
             self.push_screen(Detail(self.source, item.id, item.name))
         elif isinstance(self.page, (Functions, Queues, Workers)):  # its tasks
             word = self.page.cells(item, 0.0)[0]
-            self._page = 0
-            self.query_one("#search", Input).value = word
+            self.rows.search_for(word)
+            self.action_page_at(0)
 
     def _chosen(self) -> tuple[str, str] | None:
         """Id and function of the task that a key is about."""

@@ -36,8 +36,14 @@ class Rows(Widget, can_focus=True):
     class Opened(Message):
         """Somebody wants to see more of the row under the cursor."""
 
+    class Searched(Message):
+        """What is searched for has changed, or the typing of it has begun or ended."""
+
     def __init__(self) -> None:
         super().__init__()
+        self.search = ""
+        self.typing = False
+        """Keys go into `search`. Here, and not in a field of its own, so that none is lost before it has the focus."""
         self._page: Page = Page()
         self._items: Sequence[Any] = ()
         self._at = 0
@@ -81,6 +87,36 @@ class Rows(Widget, can_focus=True):
     def action_open(self) -> None:
         if self.current is not None:
             self.post_message(self.Opened())
+
+    def on_key(self, event: events.Key) -> None:
+        if not self.typing:
+            if event.key != "slash":
+                return
+            self.typing = True
+        elif event.key in ("enter", "escape"):
+            self.typing = False
+            if event.key == "escape":
+                self.search = ""
+        elif event.key == "backspace":
+            self.search = self.search[:-1]
+        elif event.key == "ctrl+u":
+            self.search = ""
+        elif event.is_printable and event.character:
+            self.search += event.character
+        else:
+            return  # arrows move, Ctrl-C quits
+        event.stop()
+        event.prevent_default()
+        self.post_message(self.Searched())
+
+    def on_paste(self, event: events.Paste) -> None:
+        if self.typing:
+            self.search += " ".join(event.text.split())
+            self.post_message(self.Searched())
+
+    def search_for(self, text: str) -> None:
+        """Set it from elsewhere."""
+        self.search, self.typing = text, False
 
     def on_mouse_scroll_down(self, _event: events.MouseScrollDown) -> None:
         self.action_move(3)
