@@ -39,7 +39,13 @@ def flood(seconds):
         at += 1
         report((until - time.monotonic()) / seconds, f"report {at}")
 
-def fail():
+def wait(folder):
+    while not Path(folder, "go many").exists():
+        time.sleep(0.005)
+
+def fail(folder):
+    while not Path(folder, "go1").exists():
+        time.sleep(0.005)
     raise ValueError("<script>alert(1)</script>\\nmore")
 '''
 
@@ -135,14 +141,15 @@ def test_one_display_is_renewed_in_place(kernel: Kernel, folder: Path) -> None:
 
 
 def test_what_a_task_says_is_text(kernel: Kernel, folder: Path) -> None:
-    for at in range(2):
-        (folder / f"go{at}").touch()
-    cell = kernel.run(
-        f"""
-two = [client.options(capture=True).submit(app.steps, {str(folder)!r}, 2), client.submit(app.fail)]
-client.show()
-"""
-    )
+    folder = folder / "two"
+    folder.mkdir()
+
+    def go(cell: Cell) -> None:
+        for at in range(2 if cell.made else 0):  # once it shows them
+            (folder / f"go{at}").touch()
+
+    steps = f"client.options(capture=True).submit(app.steps, {str(folder)!r}, 2)"
+    cell = kernel.run(f"{steps}; client.submit(app.fail, {str(folder)!r}); client.show()", go)
     assert len(cell.made) == 1, "one display for all tasks"
     everything = "".join(html for _, html, _ in cell.shown)
     assert set(re.findall(r"<(\w+)", everything)) == {"div", "span"}
@@ -173,8 +180,12 @@ def test_loops_and_maps_have_the_same_bar(kernel: Kernel) -> None:
     assert "done: 2/2 in " in second
 
 
-def test_many_tasks_stay_a_few_lines(kernel: Kernel) -> None:
-    cell = kernel.run("for _ in range(200): client.submit(len, 'a')\nclient.show()")
+def test_many_tasks_stay_a_few_lines(kernel: Kernel, folder: Path) -> None:
+    def go(cell: Cell) -> None:
+        if cell.made:
+            (folder / "go many").touch()
+
+    cell = kernel.run(f"for _ in range(200): client.submit(app.wait, {str(folder)!r})\nclient.show()", go)
     assert cell.last.count('role="progressbar"') <= 31
     assert " succeeded</div>" in cell.last
 
