@@ -155,6 +155,12 @@ def _stops(one: Provided) -> str:
     return "against its will too" if one.traits.kills else "when it looks"
 
 
+def _messenger(traits: Traits) -> str:
+    if traits.messenger:
+        return f"`{traits.messenger}`"
+    return "its own pipe" if traits.local else "any"
+
+
 def _yes(holds: bool) -> str:
     return "yes" if holds else "–"
 
