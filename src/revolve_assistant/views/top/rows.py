@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from .tables import STYLES, Page, line, widths
 
 HEAD = Style(bold=True, dim=True)
 NONE = Style(dim=True)
+DONE = Style(color="cyan")  # of a bar
 
 
 class Rows(Widget, can_focus=True):
@@ -165,4 +167,6 @@ class Rows(Widget, can_focus=True):
 
 
 def _strip(text: str, style: Style, width: int) -> Strip:
-    return Strip([Segment(text, style)]).adjust_cell_length(width, style if style.reverse else None)
+    parts = [text] if style.reverse else re.split("(━+)", text)
+    segments = [Segment(part, DONE if part.startswith("━") else style) for part in parts if part]
+    return Strip(segments).adjust_cell_length(width, style if style.reverse else None)
