@@ -22,6 +22,7 @@ from revolve_assistant import (
     emit,
     report,
 )
+from revolve_assistant.caller.client import _find as find
 from revolve_assistant.engine import Parcel
 from revolve_assistant.providers.memory import Queue
 from revolve_assistant.testing.servers import Redis
@@ -293,6 +294,19 @@ def test_a_closed_client_lets_go_of_what_it_watched(place, worker):
         assert task.result(10) == []
         with pytest.raises(RuntimeError, match="shut down"):
             theirs.attach("other")
+
+
+def test_what_a_closed_client_has_let_go_is_attached_again_beside_it(place, worker, monkeypatch):
+    monkeypatch.setattr("revolve_assistant.caller.client._find", find)
+    with Client(place) as ours:
+        task = ours.submit(listen)
+        next(iter(task.events("listening")))
+    assert task.state == "lost"  # and still held here
+    with Client(place) as theirs:
+        other = theirs.attach(task.id)
+        other.send("end")
+        assert other.result(10) == []
+    assert task.state == "lost"
 
 
 class Held(Queue):

@@ -234,6 +234,21 @@ def test_the_exception_interrupts(make: Made, fn: Callable[..., Any]) -> None:
     assert client.submit(os.getpid).result() == pid
 
 
+def test_a_signal_that_was_lost_on_the_callable_is_sent_again(make: Made) -> None:
+    def work() -> None:
+        lost = []
+        ours = signal.signal(signal.SIGINT, lambda number, _frame: lost.append(number))
+        emit("here")
+        while not lost:
+            time.sleep(0.01)
+        signal.signal(signal.SIGINT, ours)
+        time.sleep(60)
+
+    task = running(make((0, NEVER, NEVER)).submit(work))
+    task.cancel()
+    assert rung_of(task) == "exception"
+
+
 def test_the_work_may_still_succeed_or_fail(make: Made) -> None:
     def work(how: str) -> str:
         try:

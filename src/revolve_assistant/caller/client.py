@@ -95,6 +95,7 @@ class Client(Steering, Scheduling, Patient, concurrent.futures.Executor):
         self._maps: set[Any] = set()
         self._ends: deque[tuple[Task[Any], str, str]] | None = None  # of tasks, while somebody wants to see them
         self._known: weakref.WeakValueDictionary[str, Task[Any]] = weakref.WeakValueDictionary()
+        self._held: dict[str, tuple[float, Task[Any]]] = {}  # for those who have tokens, until they expire
         self._lock = threading.Lock()
         self._drained: list[Callable[[], None]] = []
         self._shut = False
@@ -406,7 +407,7 @@ class Client(Steering, Scheduling, Patient, concurrent.futures.Executor):
         return str(self._engine.stack(parcel))
 
     def show(self) -> None:
-        """Draw live bars of all tasks, on stderr or in a notebook, until none is left. Blocks; raises as `Task.show`."""
+        """Draw live bars of all tasks, on stderr or in a notebook, until none is left. As `Task.show`."""
         from ..views.show import show
 
         show(list(self._tasks.values()))

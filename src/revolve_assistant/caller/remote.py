@@ -318,7 +318,7 @@ class Remote:
 
     def known_to_queue(self, task_id: str) -> bool:
         """Asks it. On the sender's thread."""
-        return self.queue.state([task_id]).get(task_id, "unknown") != "unknown"
+        return bool(self.queue.state([task_id]).get(task_id, "unknown") != "unknown")
 
     def post(self, channel: str, sealed: bytes) -> None:
         """Have a message written."""

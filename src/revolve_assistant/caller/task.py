@@ -76,7 +76,7 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
     _noted = False
     _unique: str | None = None
     _attached = False  # somebody else's
-    _stale = False  # it has ended, and its id may mean another run by now
+    _stale = False  # it has ended here; its id goes on elsewhere, or may mean another run by now
 
     def __init__(self, client: Client, parcel: Parcel, options: Options) -> None:
         self._client = client

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from ...errors import ProviderError
 from ...protocols.gearman import GearmanAdmin
 from ...protocols.gearman.admin import Refused
-from ...protocols.gearman.stream import Address
+from ...protocols.stream import Address
+from ..lines import Lines
 from ..url import Url
 from .address import MAX_BODY, Place
-from .lines import Lines
 from .taking import Taking
 
 _BATCH = 100  # jobs taken at once
