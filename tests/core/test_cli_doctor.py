@@ -17,6 +17,7 @@ from revolve_assistant.protocols.gearman import GearmanAdmin, GearmanClient, Gea
 from revolve_assistant.providers import checking
 from revolve_assistant.providers.diagnosis import diagnose
 from revolve_assistant.testing import managing, messenger, queue
+from revolve_assistant.testing.iron import IronServer
 from revolve_assistant.testing.servers import Gearmand, Redis
 from revolve_assistant.worker import Worker
 
@@ -200,6 +201,18 @@ def test_of_redis_it_keeps_nothing_either(need, capsys, monkeypatch):
         namespace = re.search(r"own, (check-\w+)", out)[1]
         with Client(f"{redis.url}?namespace={namespace}") as client:
             assert (client.counts(), client.buried(), client.rules()) == ([], [], [])
+
+
+def test_of_ironmq_it_keeps_no_queue(capsys, monkeypatch):
+    monkeypatch.setattr("revolve_assistant.testing.QUEUE_CHECKS", [queue.check_bury])
+    monkeypatch.setattr("revolve_assistant.testing.MESSENGER_CHECKS", [messenger.check_order])
+    with IronServer() as iron:
+        assert main(["doctor", "--check", iron.url("mine")]) == 0
+        out = capsys.readouterr().out
+        assert "queue: 1 ok, 0 skipped, 0 failed" in out
+        namespace = re.search(r"own, (check-\w+)", out)[1]
+        assert main(["doctor", iron.url(namespace)]) == 0
+        assert "no queue of the namespace is there" in capsys.readouterr().out
 
 
 def test_what_failing_checks_leave_is_removed_too(monkeypatch):
