@@ -420,7 +420,7 @@ class Client(Steering, Scheduling, Patient, concurrent.futures.Executor):
         return str(self._engine.stack(parcel))
 
     def show(self) -> None:
-        """Draw live bars of all tasks on stderr until none is left. Blocks."""
+        """Draw live bars of all tasks, on stderr or in a notebook, until none is left. As `Task.show`."""
         from ..views.show import show
 
         show(list(self._tasks.values()))

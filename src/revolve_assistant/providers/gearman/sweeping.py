@@ -11,6 +11,7 @@ from ...protocols.gearman import GearmanAdmin
 from ...protocols.gearman.admin import Refused
 from ...protocols.stream import Address
 from ..lines import Lines
+from ..url import Url
 from .address import MAX_BODY, Place
 from .taking import Taking
 
@@ -83,3 +84,13 @@ def drain(place: Place, functions: Iterable[bytes]) -> None:
                             admin.drop_function(function)
         finally:
             lines.close()
+
+
+def clear(url: Url) -> None:
+    """Drain every function of the namespace of an address. Raises `Unreachable`."""
+    place = Place.read(url, {})
+    for address in place.servers:
+        with GearmanAdmin(address, timeout=place.timeout) as admin:
+            ours = [name for name in admin.status() if name.startswith(f"{place.names.prefix}.")]
+        if ours:
+            drain(place._replace(servers=(address,)), [name.encode("utf-8", "surrogateescape") for name in ours])
