@@ -31,7 +31,7 @@ from revolve_assistant.testing.servers import Beanstalkd
 
 sys.path.pop(0)  # this folder, where a peer's name may be a file's
 
-import greenstalk
+import greenstalk  # type: ignore[import-untyped,unused-ignore]
 
 BODY = b"x" * 400  # about what a task of no arguments has
 DONE = Outcome()
