@@ -119,7 +119,11 @@ class Board:
     def entries(self, worker: str, entries: Iterable[Sequence[Any]]) -> None:
         """What a worker wrote on the monitor channel (see `worker.monitor`)."""
         for id, function, queue, event, attempt, when, *more in entries:
-            if event != "progress":
+            if not attempt:  # it was taken out of the queue, whichever attempt was to follow
+                known = self._open.get(id)
+                if known is not None and event in ENDS:
+                    self._move(known, event, max(1, known.attempt), when)
+            elif event != "progress":
                 self._told(id, function, queue, event, attempt, when, worker)
             elif len(more) >= 4:
                 task = self._known(id, function, queue)

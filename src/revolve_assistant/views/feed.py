@@ -124,20 +124,18 @@ class Feed:
             self._thread.start()
         return self
 
-    def close(self) -> None:
-        """Let go; the client goes on. Idempotent."""
+    def close(self, timeout: float = 10.0) -> None:
+        """Let go; the client goes on. Waits for its thread, which may be asking a server. Idempotent."""
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
+            begun, self._closed = not self._closed, True
             self._news.notify_all()
         self._bell.set()
-        if self._monitor is not None and not self.client._closed:
+        if begun and self._monitor is not None and not self.client._closed:
             self.client._engine.overlook(self._monitor, False)
-        if self._own is not None:
+        if begun and self._own is not None:
             self._own.close()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(10.0)
+            self._thread.join(timeout)
 
     def __enter__(self) -> Feed:
         return self.open()

@@ -115,7 +115,7 @@ class Gate:
                 return _no(403, problem)
         request.scope["revolve.access"] = access
         given = request.query_params.get("token")
-        if given and request.method == "GET" and not path.startswith("/api/"):
+        if given and self._allow is None and request.method == "GET" and not path.startswith("/api/"):
             return self._enter(request, given)  # so that the token does not stay in the address
         return None
 
@@ -200,17 +200,16 @@ class Gate:
             path = f"{root}/"
         target = "/" + path.lstrip("/") + (f"?{urlencode(rest)}" if rest else "")
         response = RedirectResponse(target, 303, SAFE)
-        if self._allow is None:
-            ours = self._token is not None and _same(given, self._token)
-            response.set_cookie(
-                self._cookie,
-                self._badge if ours else given,
-                max_age=STAY if ours else None,
-                path=f"{root}/",
-                secure=request.url.scheme == "https",
-                httponly=True,
-                samesite="strict",
-            )
+        ours = self._token is not None and _same(given, self._token)
+        response.set_cookie(
+            self._cookie,
+            self._badge if ours else given,
+            max_age=STAY if ours else None,
+            path=f"{root}/",
+            secure=request.url.scheme == "https",
+            httponly=True,
+            samesite="strict",
+        )
         return response
 
 

@@ -89,16 +89,17 @@ class Pages(Starlette):
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         yield
-        self.close()
+        self._hub.close()
+        await run_in_threadpool(self._feed.close)
 
     def open(self) -> None:
         """Note from now on what happens, before anybody looks; else that begins with the first viewer. No I/O."""
         self._feed.open()
 
     def close(self) -> None:
-        """End all streams, and let go of the feed. The client goes on. In the thread of the event loop."""
+        """End all streams, and let go of the feed. The client goes on. In the thread of the event loop; no waiting."""
         self._hub.close()
-        self._feed.close()
+        self._feed.close(0.0)
 
     # --- the page
 

@@ -112,6 +112,7 @@ class Serving:
             return
         if self._thread is not None and self._thread is not threading.current_thread():
             self._over.wait(GRACE + 5.0)
+        self.pages._feed.close()
         self._socket.close()
 
     def _run(self) -> None:
