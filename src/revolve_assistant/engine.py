@@ -273,7 +273,8 @@ class Queue(Engine):
         self.settle(outcomes)
         return self.take(queues, limit=limit, wait=wait)
 
-    # --- with the trait `manages`: from any thread of the same process, one at a time; `open` first
+    # --- with the trait `manages` (the first four also with `buries`): from any thread of the same process, one at a
+    #     time; `open` first
 
     def counts(self) -> Sequence[Count]:
         """What every named queue of the namespace holds, empty ones left out."""
@@ -339,7 +340,7 @@ class Queue(Engine):
         """Who takes here now, and what each says of itself."""
         raise _no_managing(self)
 
-    # --- with the trait `foreign`
+    # --- with the trait `foreign` (with `serves` the last two)
 
     def call(self, parcels: Sequence[Parcel], sink: Sink) -> None:
         """Call functions of other people's workers: `work.function.name` is the function, `body` its plain bytes.
@@ -376,4 +377,6 @@ def _no_managing(queue: Queue) -> Unsupported:
 
 def _no_foreign(queue: Queue) -> Unsupported:
     name = type(queue).__module__.removeprefix("revolve_assistant.providers.").partition(".")[0]
-    return Unsupported(f"{name} neither calls functions of other programs nor serves them: gearman does")
+    return Unsupported(
+        f"{name} neither calls functions of other programs nor serves them: gearman does both, beanstalkd serves"
+    )

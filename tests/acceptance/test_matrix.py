@@ -20,11 +20,11 @@ import pytest
 
 from revolve_assistant import Client, TaskCancelled, TaskLost, Worker, current_task, emit, track
 from revolve_assistant.testing.iron import IronServer
-from revolve_assistant.testing.servers import Gearmand, Memcached, Redis
+from revolve_assistant.testing.servers import Beanstalkd, Gearmand, Memcached, Redis
 
-ENGINES = ["memory", "gearman", "redis", "sqlite", "process", "fork", "thread"]
-MESSENGERS = ["memory", "gearman", "memcached", "filesystem", "redis", "sqlite"]
-QUEUES = {"memory", "gearman", "redis", "sqlite", "ironmq", "ironworker"}  # and what is like one
+ENGINES = ["memory", "gearman", "beanstalkd", "redis", "sqlite", "process", "fork", "thread"]
+MESSENGERS = ["memory", "gearman", "beanstalkd", "memcached", "filesystem", "redis", "sqlite"]
+QUEUES = {"memory", "gearman", "beanstalkd", "redis", "sqlite", "ironmq", "ironworker"}  # and what is like one
 IRON = [("ironmq", "ironmq"), ("process", "ironmq"), ("ironworker", "ironmq")]
 
 Pair = tuple[Client, str]
@@ -33,12 +33,12 @@ Pair = tuple[Client, str]
 @pytest.fixture(scope="module")
 def places(need: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """An address of each carrier."""
-    for name in ("gearmand", "memcached", "redis-server"):
+    for name in ("gearmand", "beanstalkd", "memcached", "redis-server"):
         need(name)
     folder: Path = tmp_path_factory.mktemp("messages")
     with ExitStack() as stack:
         gearmand, memcached = stack.enter_context(Gearmand()), stack.enter_context(Memcached())
-        redis = stack.enter_context(Redis())
+        redis, beanstalkd = stack.enter_context(Redis()), stack.enter_context(Beanstalkd())
         iron = stack.enter_context(IronServer())
         command = [sys.executable, "-m", "revolve_assistant.cli", "ironworker", "--messenger", "ironmq:///matrix"]
         root = Path(__file__).parents[2]  # the image has the application
@@ -47,6 +47,7 @@ def places(need: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
         yield {
             "memory": "memory://matrix",
             "gearman": f"gearman://127.0.0.1:{gearmand.port}/matrix",
+            "beanstalkd": f"{beanstalkd.url}/matrix",
             "memcached": f"memcached://127.0.0.1:{memcached.port}/matrix",
             "redis": redis.url,
             "sqlite": f"sqlite:///{folder}/jobs.db",

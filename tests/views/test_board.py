@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from revolve_assistant.engine import Count
 from revolve_assistant.event import ENDS, Event, Progress
@@ -111,3 +112,51 @@ def test_queues_are_those_that_hold_something_or_that_somebody_takes_from():
     board.introductions([])
     board.counts([])
     assert board.queues == []
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 12), st.sampled_from(["started", "succeeded", "progress", "retrying", "look"])),
+        max_size=60,
+    ),
+    st.integers(1, 8),
+    st.integers(1, 3),
+)
+def test_who_applies_the_changes_since_his_last_look_knows_what_the_board_knows(told, most, attempt):
+    board, known, version = Board(most), {}, 0
+    for number, name in [*told, (0, "look")]:
+        if name != "look":
+            args = (Progress(number / 12),) if name == "progress" else ()
+            board.event(Event(str(number), attempt, 1, name, args, float(number)))
+            continue
+        found = board.changes(version)
+        assert [task.changed for task in found.tasks] == sorted(task.changed for task in found.tasks)
+        if found.whole:
+            known.clear()
+        else:
+            assert all(task.changed > version for task in found.tasks)  # no more than what has changed
+        for id in found.gone:
+            known.pop(id, None)
+        known.update((task.id, replace(task)) for task in found.tasks)
+        version = found.version
+        assert known == {task.id: task for task in board.tasks}
+        assert board.changes(version).tasks == []
+
+
+def test_a_task_whose_end_nobody_heard_goes_once_its_worker_names_others():
+    board = Board()
+    for id, when in (("old", 10.0), ("new", 99.0), ("unnamed", 50.0)):
+        board.entries("w", [(id, "app:f", "q", "started", 1, when)])
+    board.entries("other", [("far", "app:f", "q", "started", 1, 10.0)])
+    version = board.version
+
+    def introduce(running, busy):
+        board.introductions([About(name="w", key="k", time=100.0, busy={"q": busy}, running=running)])
+        return {task.id for task in board.tasks}
+
+    # It names the oldest of those it runs, and not all: what began later may be among the others.
+    assert introduce([Running("x", "app:f", since=30.0)], 3) == {"new", "unnamed", "far", "x"}
+    assert board.changes(version).gone == ["old"]
+    assert introduce([Running("x", "app:f", since=30.0)], 1) == {"new", "far", "x"}
+    board.entries("w", [("old", "app:f", "q", "succeeded", 1, 101.0)])  # it was told after all
+    assert board.task("old").state == "succeeded"

@@ -124,14 +124,16 @@ class Mailbox:
             whole = self._joiner.join(data)
             if whole is None:
                 return None
-            sender, self.fingerprints, frames = wire.decode(self._keys.open(Purpose.EVENT, self._audience, whole))
+            return self._read(whole)
         except Untrusted as error:
             self._distrusted(error)
         except ProviderError as error:
             log.warning("a message was dropped: %s", error)
-        else:
-            return sender, frames
         return None
+
+    def _read(self, whole: bytes) -> tuple[str, list[Any]]:
+        sender, self.fingerprints, frames = wire.decode(self._keys.open(Purpose.EVENT, self._audience, whole))
+        return sender, frames
 
     def forget(self) -> None:
         """Remove it."""

@@ -211,7 +211,9 @@ class Reckoning:
         Whoever submitted it sends it again if it was lost, and a program outside of any queue may be silent as long as
         it likes: its log says when it is over.
         """
-        if job.log is None or (not job.started and not job.log.box.heard and now - job.heard > max(ORPHAN, job.within)):
+        finds = self._remote.queue.traits.finds  # else it may well wait there
+        silent = finds and not job.started and now - job.heard > max(ORPHAN, job.within)
+        if job.log is None or (silent and not job.log.box.heard):
             text = f"task {job.parcel.id} is not in {self._remote.place} any more"
             self._remote.end(job, REPORT_LOST, TaskLost(text))
         self._doubts.pop(job, None)

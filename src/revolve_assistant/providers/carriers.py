@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
+
 from ..engine import Engine, Queue
 from ..errors import UsageError
 from ..messenger import Messenger
@@ -106,3 +108,12 @@ def _named(address: Url, namespace: str) -> tuple[Url, str]:
         if namespace != _NAMESPACE:
             address = address.with_options({"namespace": namespace})
     return address, namespace
+
+
+def apart(address: Url, namespace: str) -> Url | None:
+    """The same place in another namespace; None: the provider has none that could be told by an address."""
+    if address.scheme in _NAMED_BY_PATH:
+        return replace(address, path=namespace)
+    if address.scheme in _NAMED_BY_OPTION:
+        return address.with_options({"namespace": namespace})
+    return None

@@ -12,6 +12,7 @@ from ..pool.threads import OurThread
 from ..wire import control as wire
 from ..wire import frames
 from ..wire.seal import Purpose
+from .monitor import WATCH, asked
 
 if TYPE_CHECKING:
     from .held import Held
@@ -21,6 +22,8 @@ log = logging.getLogger("revolve_assistant")
 
 KEEP = 120.0  # seconds that the channel outlives its worker
 CAP = 16 << 20  # bytes
+SHOWN = 256 << 10  # bytes of arguments that are told to who wants to see them
+WATCH_CAP = 4 << 10  # bytes of the channel on which progress is asked for
 PAUSES = (0.05, 5.0)
 RENEW = 86400.0  # seconds of running after which a task's log is renewed
 LONGEST = 8 * 86400.0  # seconds that it is then kept
@@ -68,23 +71,32 @@ class Control:
         messenger, channel = worker.messenger, worker.channel
         messenger.open()
         self.opened.set()
-        cursor, kept = b"", 0.0
+        cursors, kept = {channel: b""}, 0.0
+        if messenger.traits.fanout:
+            cursors[WATCH] = b""
         while not self._closing:
             now = monotonic()
             if now - kept > KEEP / 3:
                 messenger.keep([channel], seconds=KEEP, cap=CAP)
+                if WATCH in cursors:
+                    messenger.keep([WATCH], seconds=KEEP, cap=WATCH_CAP)
                 kept = now
                 self._renew_logs(now)
             busy = bool(worker.taker.held)
             wait = min(messenger.traits.max_wait, KEEP / 4 if messenger.traits.waits or not busy else 1.0)
-            batch = messenger.read({channel: cursor}, limit=1000, wait=wait)
+            batch = messenger.read(cursors, limit=1000, wait=wait)
+            heard = False
             for message in batch.messages:
-                self._heed(message.frame)
-                cursor = message.cursor
-            if batch.messages:
-                messenger.forget(channel, cursor)
-            if channel in batch.lost:
-                cursor, kept = b"", 0.0
+                cursors[message.channel] = message.cursor
+                if message.channel == WATCH:
+                    self._watched(message.frame)
+                else:
+                    heard = True
+                    self._heed(message.frame)
+            if heard:
+                messenger.forget(channel, cursors[channel])
+            for name in batch.lost:
+                cursors[name], kept = b"", 0.0
 
     def _renew_logs(self, now: float) -> None:
         """What a task says is kept while it runs, however long that is."""
@@ -93,6 +105,15 @@ class Control:
             self._worker.messenger.keep([held.log for held in old], seconds=LONGEST, cap=LOG_CAP)
             for held in old:
                 held.since = now
+
+    def _watched(self, frame: bytes) -> None:
+        worker = self._worker
+        try:
+            seconds, all = asked(worker.keys.open(Purpose.CONTROL, f"{worker.namespace}/{WATCH}", frame))
+        except (Untrusted, ProviderError) as error:  # of somebody with another secret, or of long ago
+            log.debug("who asks for progress is not heard: %s", error)
+        else:
+            worker.speaker.watch(seconds, all)
 
     def _heed(self, frame: bytes) -> None:
         worker = self._worker
@@ -125,6 +146,10 @@ class Control:
             self._answer(held, found.inbox, (frames.STACK, text))
         elif found.kind == wire.ALIVE:
             self._answer(held, found.inbox, (frames.ALIVE,))
+        elif found.kind == wire.ARGUMENTS and held.envelope is not None:
+            payload, buffers = held.envelope.payload, held.envelope.buffers
+            whole = len(payload) + sum(map(len, buffers)) <= SHOWN
+            self._answer(held, found.inbox, (frames.ARGUMENTS, payload if whole else None, buffers if whole else []))
 
     def _answer(self, held: Held, inbox: str, record: tuple[Any, ...]) -> None:
         with self._worker.speaker.lock:

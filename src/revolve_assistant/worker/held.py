@@ -69,6 +69,7 @@ class Held:
         "next",
         "outcome",
         "parcel",
+        "progress",
         "records",
         "releasing",
         "run",
@@ -88,6 +89,7 @@ class Held:
         self.inbox = inbox
         self.envelope = envelope
         self.parcel: Parcel | None = None
+        self.progress: Any = None  # its newest record of that; kept by `monitor`
         self.run = next(worker.runs)
         self.next = 1  # number of the first record that was not written yet
         self.records: list[Any] = []

@@ -19,7 +19,7 @@ from ..pool.threads import OurThread
 from ..wire import frames as wire
 from ..wire.remote import pack_error
 from ..wire.seal import Purpose
-from . import monitor
+from .monitor import Monitor
 
 if TYPE_CHECKING:
     from ..messenger import Messenger
@@ -54,6 +54,7 @@ class Speaker:
         self.written = 0  # events
         self.returns = 0  # times that the messenger answered again
         self._busy = False  # much was said last time
+        self.monitor = Monitor(worker)
         self.thread = OurThread(self._run, "revolve-speaker")
 
     def start(self) -> None:
@@ -88,6 +89,12 @@ class Speaker:
                 self._ready.append(held)
             self._bell.notify()
 
+    def watch(self, seconds: float, all: bool) -> None:
+        """Somebody looks, and wants to be told how far tasks are."""
+        self.monitor.watch(seconds, all)
+        with self.lock:
+            self._bell.notify()
+
     def keep(self, channels: Mapping[float, Sequence[str]], patience: float) -> bool:
         """Have logs made, by the seconds that they are kept. Blocks up to `patience` seconds; False: they may not be.
 
@@ -105,10 +112,13 @@ class Speaker:
         while True:
             with self.lock:
                 while not self._ready and not self._to_keep and not self._closing:
+                    due = self.monitor.due
+                    if monotonic() >= due:
+                        break
                     self._sleeping = True
-                    self._bell.wait()
+                    self._bell.wait(None if due == float("inf") else max(0.0, due - monotonic()))
                 self._sleeping = False
-                if not self._ready and not self._to_keep:
+                if not self._ready and not self._to_keep and self._closing:
                     return
                 to_keep, self._to_keep = self._to_keep, []
             for channels, made in to_keep:
@@ -118,6 +128,7 @@ class Speaker:
                 except Exception:
                     log.exception("%d logs could not be made", len(channels))
             if not self._ready:
+                self._tell()
                 continue
             if self._busy:
                 sleep(GATHER)
@@ -130,6 +141,15 @@ class Speaker:
             except Exception as error:
                 log.exception("what %d tasks said could not be written", len(taken))
                 self._give_up(taken, error)
+
+    def _tell(self) -> None:
+        """Tell who looks how far tasks are, about which there is nothing else to say. It is told again soon."""
+        seen = self.monitor.message(())
+        try:
+            if seen is not None and len(seen[1]) <= self._worker.messenger.traits.max_bytes and self._connected():
+                self._worker.messenger.write([seen])
+        except (ProviderError, OSError) as error:
+            log.debug("nobody was told how far tasks are: %s", error)
 
     def _speak(self, taken: list[_Taken]) -> None:
         worker = self._worker
@@ -155,7 +175,7 @@ class Speaker:
             for inbox, record in each.asides:
                 if inbox:
                     self._close(inbox, [(held.id, held.run, 0, [record])], messages)
-        seen = monitor.message(worker, taken) if messages else None
+        seen = self.monitor.message(taken) if messages else None
         if seen is not None and len(seen[1]) <= worker.messenger.traits.max_bytes:
             messages.append(seen)
         self._begin_logs(taken)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ...errors import AssistantError, ProtocolError, ProviderError, Unreachable
 from ...protocols.gearman import FunctionStatus, GearmanAdmin, GearmanClient, WorkerInfo
-from ...protocols.gearman.stream import Address, named
+from ...protocols.stream import Address, named
 from ..diagnosis import Finding
 from ..url import Url
 from .address import Place

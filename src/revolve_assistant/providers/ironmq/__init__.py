@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..diagnosis import Finding
     from ..url import Url
 
-__all__ = ["Messenger", "Queue", "diagnose"]
+__all__ = ["Messenger", "Queue", "clear", "diagnose"]
 
 
 def diagnose(url: Url) -> list[Finding]:
@@ -21,3 +21,10 @@ def diagnose(url: Url) -> list[Finding]:
     from .doctor import diagnose
 
     return diagnose(url)
+
+
+def clear(url: Url) -> None:
+    """Take away every queue of this address's namespace. For namespaces that were lent."""
+    from .doctor import clear
+
+    clear(url)

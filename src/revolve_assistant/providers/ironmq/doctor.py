@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...errors import AssistantError
-from ...protocols.iron import mq
+from ...protocols.iron import Missing, mq
 from ...protocols.iron.caller import Caller
 from ..diagnosis import Finding
 from ..url import Url
@@ -59,3 +59,18 @@ def _queues(caller: Caller, place: Place, queues: list[str], url: Url) -> Iterat
             yield Finding("note", "buried", text, {"queue": name, "buried": info.size})
     if channels:
         yield Finding("ok", "channels", f"{channels} (of clients and workers)", {"channels": channels})
+
+
+def clear(url: Url) -> None:
+    """Remove every queue of the namespace of an address, with all in it. Raises `Unreachable`, `ProviderError`."""
+    place = Place.read(url, {})
+    caller = place.caller()
+    try:
+        while queues := mq.names(caller.once(mq.listing(place.names.prefix))):
+            for queue in queues:
+                try:
+                    caller.once(mq.drop(queue))
+                except Missing:
+                    pass
+    finally:
+        caller.close()

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from time import monotonic
 
 from ...messenger import Batch, Message
-from ..gearman.channel import Channel, Entry
+from ..channel import Channel, Entry
 from .intake import Drawn
 from .names import Names
 from .wrapping import read_frame

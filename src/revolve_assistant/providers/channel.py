@@ -62,6 +62,10 @@ class Channel:
     def holes(self) -> bool:
         return bool(self._holes)
 
+    def holds(self, entry: Entry) -> bool:
+        """Whether this very entry is here, in order or waiting."""
+        return entry.key is not None and self._held.get(entry.key) is entry
+
     def waiting(self) -> int:
         """Frames that wait for a hole."""
         return sum(len(self._writers[name].waiting) for name in self._holes)
