@@ -25,7 +25,7 @@ from revolve_assistant.testing.servers import Beanstalkd, Gearmand, Memcached, R
 ENGINES = ["memory", "gearman", "beanstalkd", "redis", "sqlite", "process", "fork", "thread"]
 MESSENGERS = ["memory", "gearman", "beanstalkd", "memcached", "filesystem", "redis", "sqlite"]
 QUEUES = {"memory", "gearman", "beanstalkd", "redis", "sqlite", "ironmq", "ironworker"}  # and what is like one
-IRON = [("ironmq", "ironmq"), ("process", "ironmq"), ("ironworker", "ironmq")]
+IRON = [("ironmq", "ironmq"), ("ironmq", "redis"), ("process", "ironmq"), ("ironworker", "ironmq")]
 
 Pair = tuple[Client, str]
 
