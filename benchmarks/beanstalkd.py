@@ -31,7 +31,7 @@ from revolve_assistant.testing.servers import Beanstalkd
 
 sys.path.pop(0)  # this folder, where a peer's name may be a file's
 
-import greenstalk
+import greenstalk  # type: ignore[import-untyped,unused-ignore]
 
 BODY = b"x" * 400  # about what a task of no arguments has
 DONE = Outcome()
@@ -306,15 +306,8 @@ def main() -> int:
             (paced,) = in_turn(given.rounds, ours.paced)
             lines.append(Line("paced", "a frame every 2 ms, write to read, p50", "ms", paced, goal=("<=", 1)))
             (both,) = in_turn(given.rounds, lambda: touches(server))
-            lines.append(
-                Line(
-                    "touch",
-                    "while a reserve waits, p50; greenstalk with reserve(1)",
-                    "ms",
-                    [each[0] for each in both],
-                    [each[1] for each in both],
-                )
-            )
+            mine, theirs = ([each[at] for each in both] for at in (0, 1))
+            lines.append(Line("touch", "while a reserve waits, p50; greenstalk with reserve(1)", "ms", mine, theirs))
         finally:
             ours.close()
     others = disturbance()

@@ -289,7 +289,7 @@ def test_the_work_may_still_succeed_or_fail(make: Made) -> None:
     ],
 )
 def test_signals_end_who_does_not_listen(make: Made, fn: Any, ignored: list[int], rung: str) -> None:
-    client = make((0, 0.05, 0.05))
+    client = make((0, 0.05, 0.05 if rung == "SIGKILL" else NEVER))
     pid = client.submit(os.getpid).result()
     task = running(client.submit(fn, *ignored))
     task.cancel()

@@ -207,6 +207,8 @@ def test_it_connects_again_and_watches_what_it_watched(need):
         server.drain()
         with pytest.raises(Overloaded, match="DRAINING"):
             eventually(lambda: client.put([b"x"]) is None, "it drains")
+        for _ in range(2):
+            assert Aside(client.reserve, 0.1).result(PROMPT, "a reserve without a bell") is None
 
 
 def test_strangers_are_named(need):

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import ClassVar
 
 import pytest
 
+from revolve_assistant import Client
 from revolve_assistant.engine import Outcome, Parcel
 from revolve_assistant.errors import UsageError
 from revolve_assistant.protocols.beanstalkd import BeanstalkdClient, check_tube, fields
 from revolve_assistant.protocols.beanstalkd import commands as ask
 from revolve_assistant.providers import registry
-from revolve_assistant.providers.beanstalkd import excused
+from revolve_assistant.providers.beanstalkd import Queue, excused
 from revolve_assistant.providers.beanstalkd.address import LARGEST
 from revolve_assistant.providers.beanstalkd.names import Names
 from revolve_assistant.providers.beanstalkd.wrapping import channel_mark, frame_jobs
@@ -19,6 +21,7 @@ from revolve_assistant.providers.url import Url
 from revolve_assistant.testing import MessengerConformance, QueueConformance
 from revolve_assistant.testing.checks import entered, eventually, fresh
 from revolve_assistant.testing.servers import Beanstalkd, Memcached
+from revolve_assistant.worker import Worker
 
 
 @pytest.fixture(scope="module")
@@ -276,6 +279,24 @@ def test_a_sweep_removes_calls_for_connections_that_are_gone_and_no_others(opene
         assert ";bell.gone" not in tubes(servers[0], queue.place.names)
         assert client.reserve(0) is not None
         client.delete(client.put([b"x"])[0])
+
+
+def test_a_task_that_waits_for_long_is_not_lost_to_whoever_attaches(servers, tmp_path, monkeypatch):
+    """The queue cannot tell others that it has it; the log of the task can wait."""
+    for name, seconds in (("ORPHAN", 0.2), ("QUIET", 0.1), ("AGAIN", 0.05)):
+        monkeypatch.setattr(f"revolve_assistant.caller.reckoning.{name}", seconds)
+    looks = []
+    monkeypatch.setattr(Queue, "state", lambda self, ids, ask=Queue.state: looks.append(1) or ask(self, ids))
+    place, messenger = url(servers[0], namespace=fresh("own")), f"file://{tmp_path}/events"
+    with Client(place, messenger=messenger) as owner, Client(place, messenger=messenger) as other:
+        task = owner.submit(int, "7")
+        task.queued(10)
+        attached = other.attach(task.id)
+        began = time.monotonic()
+        eventually(lambda: time.monotonic() > began + 0.5 and len(looks) > 10, "it was asked about again and again")
+        assert attached.state == "pending"
+        with Worker(place, messenger=messenger, concurrency=1):
+            assert attached.result(20) == 7
 
 
 # ---- messages

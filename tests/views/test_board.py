@@ -141,3 +141,22 @@ def test_who_applies_the_changes_since_his_last_look_knows_what_the_board_knows(
         version = found.version
         assert known == {task.id: task for task in board.tasks}
         assert board.changes(version).tasks == []
+
+
+def test_a_task_whose_end_nobody_heard_goes_once_its_worker_names_others():
+    board = Board()
+    for id, when in (("old", 10.0), ("new", 99.0), ("unnamed", 50.0)):
+        board.entries("w", [(id, "app:f", "q", "started", 1, when)])
+    board.entries("other", [("far", "app:f", "q", "started", 1, 10.0)])
+    version = board.version
+
+    def introduce(running, busy):
+        board.introductions([About(name="w", key="k", time=100.0, busy={"q": busy}, running=running)])
+        return {task.id for task in board.tasks}
+
+    # It names the oldest of those it runs, and not all: what began later may be among the others.
+    assert introduce([Running("x", "app:f", since=30.0)], 3) == {"new", "unnamed", "far", "x"}
+    assert board.changes(version).gone == ["old"]
+    assert introduce([Running("x", "app:f", since=30.0)], 1) == {"new", "far", "x"}
+    board.entries("w", [("old", "app:f", "q", "succeeded", 1, 101.0)])  # it was told after all
+    assert board.task("old").state == "succeeded"

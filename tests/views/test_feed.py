@@ -121,10 +121,20 @@ def test_what_failed_can_be_tried_again_where_the_queue_keeps_it():
         again = feed.retry(task.id)
         view.until(lambda tasks: again in tasks and tasks[again].state == "failed" and not tasks[task.id].buried)
         [worker] = feed.look().workers
-        assert (worker.state, worker.settled) == ("running", 2)
+        assert worker.state == "running"
         with pytest.raises(LookupError):
             feed.retry("nobody")
         task.exception(60)
+
+
+def test_who_waits_for_another_attempt_and_is_cancelled_is_seen_to_end():
+    with Worker("memory://waits"), Client("memory://waits") as client, Feed(client) as feed:
+        task = client.options(retries=1, backoff=3600.0).submit(fails)
+        view = View(feed)
+        view.state(task.id, "retrying")
+        assert feed.stop(task.id)
+        view.state(task.id, "cancelled")
+        assert feed.look().ends["cancelled"] == 1
 
 
 def test_progress_is_told_while_somebody_looks_and_never_otherwise():

@@ -55,6 +55,8 @@ class Client(Steering, Scheduling, Patient, concurrent.futures.Executor):
     all that travels, and `result()` raises `Unreachable` once a server did not answer for `patience` seconds. Leaving
     the block then sends what was submitted and lets go: unfinished tasks raise `ClientClosed` and go on.
 
+    `web` is a port of this machine (0: a free one) on which a browser sees the tasks, at the address `client.web`.
+
     Under `with` and for a bare `Client()` listeners run on a thread of the client's own, under `async with` in the
     event loop. Leaving the block waits for the ends of all tasks. Raises `UsageError`, `UnknownProvider`.
     """
@@ -70,6 +72,7 @@ class Client(Steering, Scheduling, Patient, concurrent.futures.Executor):
         patience: float = 300.0,
         initializer: Callable[..., Any] | None = None,
         initargs: tuple[Any, ...] = (),
+        web: int | str | None = None,
         **provider_options: Any,
     ) -> None:
         if initializer is not None and not callable(initializer):
@@ -82,6 +85,7 @@ class Client(Steering, Scheduling, Patient, concurrent.futures.Executor):
             url, messenger, max_workers, namespace, secret, initializer, tuple(initargs), dict(provider_options)
         )
         self._engine: Any = self._make()
+        self._serving: Any = None
         self._live = self._engine.traits.live
         self._remote = bool(getattr(self._engine, "remote", False))
         self._dispatcher = self._new_dispatcher()
@@ -93,7 +97,7 @@ class Client(Steering, Scheduling, Patient, concurrent.futures.Executor):
         self._heavy: dict[str, Task[Any]] = {}
         self._pinned: dict[str, Task[Any]] = {}  # attached ones that somebody listens to
         self._maps: set[Any] = set()
-        self._ends: deque[tuple[Task[Any], str, str]] | None = None  # of tasks, while somebody wants to see them
+        self._ends: tuple[deque[tuple[Task[Any], str, str]], ...] = ()  # of those who want to see them
         self._known: weakref.WeakValueDictionary[str, Task[Any]] = weakref.WeakValueDictionary()
         self._held: dict[str, tuple[float, Task[Any]]] = {}  # for those who have tokens, until they expire
         self._lock = threading.Lock()
@@ -106,6 +110,15 @@ class Client(Steering, Scheduling, Patient, concurrent.futures.Executor):
         self._finalizer = weakref.finalize(self, _abandon, self._engine, self._dispatcher)
         self._finalizer.atexit = False
         _clients.add(self)
+        if web is not None:
+            from ..views.web.serving import serving
+
+            self._serving = serving(self, web)
+
+    @property
+    def web(self) -> str:
+        """Where a browser sees the tasks (`web=`); "": nowhere."""
+        return self._serving.url if self._serving is not None else ""
 
     def _new_dispatcher(self) -> Any:
         return Dispatcher()
@@ -305,8 +318,8 @@ class Client(Steering, Scheduling, Patient, concurrent.futures.Executor):
 
     def _ended(self, task: Any) -> None:
         self._tasks.pop(task._id, None)
-        if self._ends is not None:
-            self._ends.append((task, task.name, task._options.queue))
+        for ends in self._ends:
+            ends.append((task, task.name, task._options.queue))
         if self._heavy:
             self._heavy.pop(task._id, None)
         key: str | None = task._unique
@@ -461,6 +474,8 @@ class Client(Steering, Scheduling, Patient, concurrent.futures.Executor):
                 return
             self._closed = True
         self._finalizer.detach()
+        if self._serving is not None:
+            self._serving.close()
         self._engine.close()
         attached = [task for task in list(self._known.values()) if task._end is None and not task._foreign]
         for task in [*self._tasks.values(), *attached]:
@@ -521,12 +536,13 @@ class Client(Steering, Scheduling, Patient, concurrent.futures.Executor):
 
     def _after_fork(self) -> None:
         """In a forked child: what the parent's workers do is the parent's; this process starts afresh."""
-        # Not freed: that would touch, and so copy, what is shared with the parent. A task's id says whose it is.
-        self._inherited = vars(self).copy()
+        self._inherited = vars(self).copy()  # not freed: that would touch, and so copy, what the parent shares
         self._lock = threading.Lock()
         self._prefix = os.urandom(10).hex()
         self._tasks, self._uniques, self._heavy, self._maps, self._drained = {}, {}, {}, set(), []
-        self._pinned = {}
+        if self._serving is not None:
+            self._serving.close()
+        self._pinned, self._ends, self._serving = {}, (), None
         self._dispatcher.after_fork()
         if hasattr(self._engine, "after_fork"):
             self._engine.after_fork()

@@ -36,16 +36,19 @@ class Monitored(Mailbox):
         self._remote = remote
         self._asked = 0.0  # until when progress is asked for, monotonic seconds
 
-    def ask(self) -> None:
-        """Have progress told from now on for some seconds. No I/O; call it again and again."""
+    def ask(self, all: bool = False) -> None:
+        """Have progress told from now on for some seconds, with `all` also what was told before. No I/O.
+
+        Call it again and again, and with `all` when there is a worker that may not have heard it.
+        """
         now = monotonic()
-        if now < self._asked - WANTED / 2:
+        if not all and now < self._asked - WANTED / 2:
             return
-        new = now > self._asked
+        all = all or now > self._asked
         self._asked = now + WANTED
         remote = self._remote
         sealed = remote.keys.seal(
-            Purpose.CONTROL, f"{remote.namespace}/{WATCH}", asking(WANTED, new), expires=time() + VALID
+            Purpose.CONTROL, f"{remote.namespace}/{WATCH}", asking(WANTED, all), expires=time() + VALID
         )
         remote.post(WATCH, sealed)
 

@@ -219,6 +219,8 @@ class Outbox:
         elif remote.queue.cancel(job.parcel.id):
             if job.history:
                 remote.watches.note(job.key, (wire.CANCELLED, "unstarted", []))
+            if job.run is not None:  # it had begun before: who looks knows it
+                remote.watches.told(job.key)
             remote.end(job, REPORT_CANCELLED, "unstarted")
         elif job.over:  # on its way back to the queue: nobody tells us when it is there
             self._missed.append(job)

@@ -47,12 +47,11 @@ class Own:
 
     def open(self) -> None:
         """Have the ends noted."""
-        self._client._ends = self._ends
+        self._client._ends = (*self._client._ends, self._ends)
 
     def close(self) -> None:
         """Let go of them."""
-        if self._client._ends is self._ends:
-            self._client._ends = None
+        self._client._ends = tuple(each for each in self._client._ends if each is not self._ends)
         self._ends.clear()
         self._kept.clear()
 

@@ -43,6 +43,7 @@ MAX_PENDING = 100_000
 PAUSES = (0.05, 5.0)  # seconds between attempts to reach a server: first, most
 LINGER = 1.0  # seconds after the last task during which the inbox is still read
 HISTORY = 86400.0  # seconds that a task's log is kept after its end, unless it is said
+_ANSWERS = {wire.STACK: control.STACK, wire.ARGUMENTS: control.ARGUMENTS}
 FLUSH = 5.0  # seconds that `close` waits for what was submitted
 
 
@@ -82,7 +83,7 @@ class Remote:
         self.inbox = Inbox(self.jobs, self.begun)
         self.watches = Watches(self)
         self.sources: dict[Mailbox, str] = {}  # further mailboxes, and the messengers' addresses
-        self.monitor: Monitored | None = None  # somebody wants to hear of all tasks
+        self.monitors: list[Monitored] = []  # of those who want to hear of all tasks
         self.reckoning = Reckoning(self)
         self.calls = Calls(self)
         self.sender: threading.Thread | None = None
@@ -96,7 +97,7 @@ class Remote:
         self._work = threading.Condition(self._lock)  # of the reader
         self.outbox = Outbox(self)
         self.desk: Desk | None = None  # made by who needs it
-        self._stacks: dict[str, list[Any]] = {}
+        self._asked: dict[tuple[str, int], list[Any]] = {}  # of workers, by task and kind
         self._sleeping = False
         self._news = False  # somebody rang while the sender was busy
         self._closing = False
@@ -201,20 +202,30 @@ class Remote:
 
     def stack(self, parcel: Parcel) -> str:
         """The live stacks, asked of the worker. Blocks up to 5 s. Raises `LookupError`, `Unreachable`."""
+        return str(self._ask(parcel, control.STACK))
+
+    def arguments(self, parcel: Parcel) -> tuple[bytes, Sequence[bytes]]:
+        """What a running task was called with, pickled, asked of the worker. As `stack`."""
+        payload, buffers = self._ask(parcel, control.ARGUMENTS)
+        if payload is None:
+            raise LookupError("they are too large to be shown")
+        return payload, buffers
+
+    def _ask(self, parcel: Parcel, kind: int) -> Any:
         job: RemoteJob | None = parcel._
         if job is None or not job.started:
             raise LookupError(f"task {parcel.id} is not running")
         if type(job) is Call:
-            raise Unsupported("a function of another program shows no stacks")
-        box: list[Any] = [threading.Event(), ""]
-        self._stacks[parcel.id] = box
+            raise Unsupported("a function of another program shows nothing of itself")
+        box: list[Any] = [threading.Event(), None]
+        self._asked[parcel.id, kind] = box
         try:
-            self.say(job, control.STACK)
+            self.say(job, kind)
             if not box[0].wait(5.0):
                 raise Unreachable(f"the worker of task {parcel.id} did not answer within 5 s")
         finally:
-            self._stacks.pop(parcel.id, None)
-        return str(box[1])
+            self._asked.pop((parcel.id, kind), None)
+        return box[1]
 
     def when_acknowledged(self, parcel: Parcel, wake: Callable[[], None]) -> Callable[[], None]:
         """Call `wake` once the queue has the task, or it has ended; perhaps at once."""
@@ -325,11 +336,11 @@ class Remote:
         self.outbox.words.append((channel, sealed))
         self.ring()
 
-    def overlook(self, monitor: Monitored | None) -> None:
-        """Hear what all workers say of all tasks (None: no more). Raises `Unsupported` where nobody can."""
-        if monitor is not None and not self.messenger.traits.fanout:
+    def overlook(self, monitor: Monitored, begin: bool) -> None:
+        """Hear what all workers say of all tasks, or no more. Raises `Unsupported` where nobody can."""
+        if begin and not self.messenger.traits.fanout:
             raise Unsupported(f"{self.main.name} tells each message to one reader only: nobody can look at all tasks")
-        self.monitor = monitor
+        self.monitors = [each for each in self.monitors if each is not monitor] + [monitor] * begin
         self.start()
         self.ring()
         self.reader_ring()
@@ -401,9 +412,10 @@ class Remote:
                 self._keep()
             if self.sources:
                 self._keep_sources()
-            if self.monitor is not None and self.monitor.due():
-                self.monitor.keep()
-                self.reader_ring()
+            for monitor in self.monitors:
+                if monitor.due():
+                    monitor.keep()
+                    self.reader_ring()
             self.outbox.send()
             due = min(self.reckoning.look(monotonic()), self.outbox.next)
             if self.watches.missing:
@@ -482,7 +494,7 @@ class Remote:
         while True:
             with self._lock:
                 while not self._closing:
-                    wanted = bool(self.jobs or self._stacks or self.watches.boxes or self.monitor)
+                    wanted = bool(self.jobs or self._asked or self.watches.boxes or self.monitors)
                     if wanted:
                         idle = 0.0
                     elif not idle:
@@ -503,12 +515,11 @@ class Remote:
         if self.main.untidy:
             wait = min(wait, TIDY)
         boxes: list[Mailbox] = [self.main, *list(self.watches.boxes)]
-        monitor = self.monitor
-        if monitor is not None and not monitor.fresh:
-            boxes.append(monitor)
+        monitors = [each for each in self.monitors if not each.fresh]
+        boxes += monitors
         told = 0
         for box, found, count in read_together(self.messenger, boxes, wait):
-            if box is monitor:
+            if monitors and box in monitors:
                 told = count
                 continue
             watch = self.watches.boxes.get(box)
@@ -544,20 +555,22 @@ class Remote:
             self.reckoning.keys_of(box.fingerprints)
         source = self.sources.get(box, "")
         for sender, frames in found:
-            if self._stacks:
-                self._take_stacks(frames)
+            if self._asked:
+                self._take_answers(frames)
             self.report(inbox.take(frames, monotonic(), source, sender))
 
     def mailbox(self, messenger: Any) -> Mailbox:
         """This client's inbox on a messenger."""
         return Mailbox(messenger, self.inbox_name, self.keys, self.namespace, self.distrust)
 
-    def _take_stacks(self, frames: list[Any]) -> None:
+    def _take_answers(self, frames: list[Any]) -> None:
         for id, _run, first, records in frames:
-            box = self._stacks.get(id)
-            if box is not None and first == 0 and records and records[0][0] == wire.STACK:
-                box[1] = records[0][1]
-                box[0].set()
+            if first == 0 and records:
+                kind, *rest = records[0]
+                box = self._asked.get((id, _ANSWERS.get(kind, 0)))
+                if box is not None:
+                    box[1] = rest[0] if kind == wire.STACK else rest[:2]
+                    box[0].set()
 
     def distrust(self, error: Untrusted) -> None:
         """Somebody answers who does not hold our key: most likely a worker that could not open ours either."""

@@ -243,7 +243,19 @@ class Watches:
             pass  # of a later release
         for channel in filter(None, channels):  # nobody's inbox: it was submitted by the clock
             self._post(channel, task.id, end, True)
+        if task.deliveries:
+            self.told(task.id)
         return True
+
+    def told(self, task_id: str) -> None:
+        """Tell whoever looks at all tasks that one that had begun was taken out of the queue: no worker will."""
+        from ..worker import monitor
+
+        remote = self._remote
+        if remote.messenger.traits.fanout:
+            data = monitor.telling(task_id, "cancelled")
+            audience = f"{remote.namespace}/{monitor.CHANNEL}"
+            remote.post(monitor.CHANNEL, remote.keys.seal(Purpose.MONITOR, audience, data))
 
     def note(self, task_id: str, record: tuple[Any, ...], numbered: bool = True) -> None:
         """Have a record written to a task's log, as all of a run of its own, or as one that belongs to no run."""

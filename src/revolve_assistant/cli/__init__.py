@@ -23,6 +23,7 @@ COMMANDS = {
     "cancel": "stop tasks, or take them out of the queue",
     "stack": "show where a running task is, line by line",
     "top": "show what a queue holds, who takes from it, what runs",
+    "web": "show all tasks, workers and queues in the browser, live",
     "dead": "list tasks that came to a bad end",
     "retry": "run such a task again",
     "purge": "remove what waits in a queue, or what is buried there",

@@ -28,12 +28,16 @@ exit codes: 0, 1 no server answers, 2 the call was wrong."""
 
 def main(argv: list[str]) -> int:
     """Show it, once or until a signal."""
-    command = Command("top", "Show what a queue holds, who takes from it and what runs, on all workers.", epilog=EPILOG)
+    command = Command("top", "Show what a queue holds, who takes from it and what runs, on all workers.",
+                      usage="revolve top [flags] [URL]", epilog=EPILOG)  # fmt: skip
+    command.add_argument("place", metavar="URL", nargs="?", help="the queue (default: --url, REVOLVE_URL)")
     command.flag("--once", action="store_true", help="show it once and end")
     command.flag("--json", action="store_true", help="print it as one JSON object a line (see docs/reference/cli.md)")
     command.flag("--every", type=seconds, default=1.0, metavar="S", help="seconds between two looks (default: 1)")
     add_flags(command)
     found = command.read(argv)
+    if found.place:
+        found.url = found.place
     with open_client(found) as client:
         if found.once:
             seen = look(client)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..wire.about import About
 
 MOST = 10_000  # tasks
+SURE = 2.0  # seconds by which what a worker says may be behind what it does
 GONE = 10_000  # dropped tasks that are remembered, for views that have not heard of it
 _RANK = {"pending": 0, "running": 1, "waiting": 2, "retrying": 3} | dict.fromkeys(ENDS, 4)
 _STATES = {"started": "running"} | {name: name for name in ("waiting", "retrying", *ENDS)}
@@ -118,7 +119,11 @@ class Board:
     def entries(self, worker: str, entries: Iterable[Sequence[Any]]) -> None:
         """What a worker wrote on the monitor channel (see `worker.monitor`)."""
         for id, function, queue, event, attempt, when, *more in entries:
-            if event != "progress":
+            if not attempt:  # it was taken out of the queue, whichever attempt was to follow
+                known = self._open.get(id)
+                if known is not None and event in ENDS:
+                    self._move(known, event, max(1, known.attempt), when)
+            elif event != "progress":
                 self._told(id, function, queue, event, attempt, when, worker)
             elif len(more) >= 4:
                 task = self._known(id, function, queue)
@@ -134,6 +139,7 @@ class Board:
         for worker in self.workers.values():
             for each in worker.running:
                 self._told(each.id, each.name, each.queue, "started", each.attempt, each.since, worker.name)
+        self._missed()
 
     def counts(self, counts: Iterable[Count]) -> None:
         """All queues that hold something, as `client.counts()` has them."""
@@ -210,6 +216,26 @@ class Board:
         self.version += 1
         return self.version
 
+    def _missed(self) -> None:
+        """Drop tasks that ended while nobody heard it: the worker that had one names others that it runs, and not it.
+
+        It names the oldest ones; should the end still be told, the task is there again.
+        """
+        named = {each.id for worker in self.workers.values() for each in worker.running}
+        until: dict[str, float] = {}
+        for worker in self.workers.values():
+            whole = len(worker.running) >= sum(worker.busy.values())
+            until[worker.name] = (
+                worker.time if whole else max((each.since for each in worker.running), default=0.0)
+            ) - SURE
+        for task in list(self._open.values()):
+            if task.state == "running" and task.id not in named and 0.0 < task.started < until.get(task.worker, 0.0):
+                self._drop(self._open, task.id)
+
+    def _drop(self, where: dict[str, TaskState], id: str) -> None:
+        del where[id], self._latest[id]
+        self._gone.append((self._next(), id))
+
     def _touch(self, task: TaskState) -> None:
         task.changed = self._next()
         latest = self._latest
@@ -268,7 +294,5 @@ class Board:
     def _bound(self) -> None:
         while len(self._open) + len(self._over) > self._most:
             first = self._over or self._open
-            id = next(iter(first))
-            del first[id], self._latest[id]
-            self._gone.append((self._next(), id))
+            self._drop(first, next(iter(first)))
             self.dropped += 1

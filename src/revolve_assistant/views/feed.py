@@ -99,6 +99,7 @@ class Feed:
         self._listeners: list[Callable[[], None]] = []
         self._looked = 0.0  # monotonic seconds
         self._trouble = ""
+        self._anew = 0.0  # until when all progress is asked for again, monotonic seconds
         self._buried_known = -1
         self._buried_at = 0.0
         self._counted: deque[list[int]] = deque(maxlen=RATES)  # [second, succeeded, others]
@@ -118,25 +119,23 @@ class Feed:
                 from ..caller.monitoring import Monitored
 
                 self._monitor = Monitored(self.client._engine, self._heard)
-                self.client._engine.overlook(self._monitor)
+                self.client._engine.overlook(self._monitor, True)
             self._thread = OurThread(self._run, "revolve-feed")
             self._thread.start()
         return self
 
-    def close(self) -> None:
-        """Let go; the client goes on. Idempotent."""
+    def close(self, timeout: float = 10.0) -> None:
+        """Let go; the client goes on. Waits for its thread, which may be asking a server. Idempotent."""
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
+            begun, self._closed = not self._closed, True
             self._news.notify_all()
         self._bell.set()
-        if self._monitor is not None and not self.client._closed:
-            self.client._engine.overlook(None)
-        if self._own is not None:
+        if begun and self._monitor is not None and not self.client._closed:
+            self.client._engine.overlook(self._monitor, False)
+        if begun and self._own is not None:
             self._own.close()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(10.0)
+            self._thread.join(timeout)
 
     def __enter__(self) -> Feed:
         return self.open()
@@ -290,10 +289,13 @@ class Feed:
             rest = self._own.look(self._board, self._lock, looked)
         if self._monitor is not None:
             if looked:
-                self._monitor.ask()
+                self._monitor.ask(monotonic() < self._anew)
             self.client._engine.ring()  # so that the channel is kept
         if self._desk and looked:
             workers, counts = self.client.workers(), self.client.counts()
+            if not {each.key for each in workers} <= self._board.workers.keys():
+                self._anew = monotonic() + 3 * ASK  # it may not have heard that progress is asked for, nor hear it now
+                self._bell.set()
             with self._lock:
                 self._board.introductions(workers)
                 self._board.counts(counts)

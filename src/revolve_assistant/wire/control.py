@@ -18,6 +18,7 @@ CANCEL: Final = 1  # []
 SEND: Final = 2  # [name, packed arguments]
 STACK: Final = 3  # []: answered by a STACK record
 ALIVE: Final = 4  # []: answered by an ALIVE record if the worker has the task
+ARGUMENTS: Final = 5  # []: answered by an ARGUMENTS record
 
 _encode = msgspec.msgpack.Encoder().encode
 

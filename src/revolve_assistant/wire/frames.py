@@ -41,9 +41,10 @@ REFUSED: Final = 38  # (REFUSED, reason)                            of a task wh
 STACK: Final = 39  # (STACK, text)                                  the answer to a control message
 ALIVE: Final = 40  # (ALIVE,)                                       likewise: the worker has the task
 FOLLOWS: Final = 41  # (FOLLOWS, task id)                           of a task that is another one: see its log
+ARGUMENTS: Final = 42  # (ARGUMENTS, pickle, buffers)                the answer to a control message; None: too large
 
 ENDS: Final = frozenset({SUCCEEDED, RETURNED, FAILED, CANCELLED, LOST})
-ASIDE: Final = frozenset({REFUSED, STACK, ALIVE, FOLLOWS})  # not numbered: they belong to no run
+ASIDE: Final = frozenset({REFUSED, STACK, ALIVE, FOLLOWS, ARGUMENTS})  # not numbered: they belong to no run
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[int, str, list[str], list[Any]]).decode

@@ -22,6 +22,7 @@ log = logging.getLogger("revolve_assistant")
 
 KEEP = 120.0  # seconds that the channel outlives its worker
 CAP = 16 << 20  # bytes
+SHOWN = 256 << 10  # bytes of arguments that are told to who wants to see them
 WATCH_CAP = 4 << 10  # bytes of the channel on which progress is asked for
 PAUSES = (0.05, 5.0)
 RENEW = 86400.0  # seconds of running after which a task's log is renewed
@@ -145,6 +146,10 @@ class Control:
             self._answer(held, found.inbox, (frames.STACK, text))
         elif found.kind == wire.ALIVE:
             self._answer(held, found.inbox, (frames.ALIVE,))
+        elif found.kind == wire.ARGUMENTS and held.envelope is not None:
+            payload, buffers = held.envelope.payload, held.envelope.buffers
+            whole = len(payload) + sum(map(len, buffers)) <= SHOWN
+            self._answer(held, found.inbox, (frames.ARGUMENTS, payload if whole else None, buffers if whole else []))
 
     def _answer(self, held: Held, inbox: str, record: tuple[Any, ...]) -> None:
         with self._worker.speaker.lock:

@@ -66,6 +66,11 @@ def asked(data: bytes | memoryview) -> tuple[float, bool]:
     return min(LONGEST, seconds), all
 
 
+def telling(task_id: str, event: str) -> bytes:
+    """What is sealed by who is no worker, and knows what became of a task, but not of which attempt (0)."""
+    return _encode((VERSION, "", [(task_id, "", "", event, 0, time())]))
+
+
 def decode(data: bytes | memoryview) -> tuple[str, list[list[Any]]]:
     """`(worker, entries)` of a message on the monitor channel. Raises `ProtocolError`."""
     try:

@@ -29,6 +29,7 @@ from .state import ConnectionState
 
 PORT = 11300
 _LONGEST = 30  # seconds that one reserve waits at the server
+_DEAF = 1  # seconds: the same where the server takes no wake-up call, since it is draining
 _BELL_TTR = 10  # seconds
 
 
@@ -107,7 +108,7 @@ class BeanstalkdClient:
         self._ring = threading.Lock()  # held by who uses the second connection
         self._count = threading.Condition()
         self._wanted = 0  # threads that want the connection while one waits on it
-        self._woken = False
+        self._woken = self._deaf = False
         self._ear, self._mouth = socket.socketpair()
         for end in (self._ear, self._mouth):
             end.setblocking(False)
@@ -259,7 +260,7 @@ class BeanstalkdClient:
             self._woken = False
             return []
         left = deadline - time.monotonic()
-        request = commands.reserve(min(_LONGEST, max(0, left)))
+        request = commands.reserve(min(_DEAF if self._deaf else _LONGEST, max(0, left)))
         poll = select.poll()
         poll.register(link.stream, select.POLLIN)
         poll.register(self._ear, select.POLLIN)
@@ -305,8 +306,10 @@ class BeanstalkdClient:
             try:
                 bell.state.ask(job)
                 bell.finish()
+                self._deaf = job.answer is not None and job.answer.word == b"DRAINING"
+                patience = self.timeout + (request.patience if self._deaf else 0)
                 while request.answer is None:
-                    if not link.stream.wait(self.timeout):
+                    if not link.stream.wait(patience):
                         raise Unreachable(f"{named(self.address)} has not answered for {self.timeout:.3g} s")
                     link.read()
                 if job.answer is None or job.answer.word != b"INSERTED":

@@ -194,7 +194,7 @@ class Queue(Managing):
         """The deletions go ahead of the reserves on the same connection, so that one round trip is for both."""
         with self._busy:
             self._joined()
-            self._settling.settle(outcomes)
+            self._settling.settle(outcomes, send=False)
             return self._take(queues, limit, wait)
 
     def _take(self, queues: Sequence[str], limit: int, wait: float) -> list[Lease]:

@@ -23,6 +23,8 @@ from .told import Told
 
 WAIT = 3
 """Seconds that one reserve waits at the server."""
+_WAIT_DEAF = 1
+"""The same on a server that is draining, and takes no wake-up call either."""
 MOST = 256
 """Reserves under way on one line at once."""
 _SLOW = 0.25  # seconds after which the answer to a reserve that does not wait is not waited for
@@ -88,7 +90,7 @@ class Reserving:
             return
         self._watch(line, tubes)
         self._dry.discard(line)
-        line.state.ask(ask.reserve(WAIT))
+        line.state.ask(ask.reserve(_WAIT_DEAF if line.owner.draining else WAIT))
         self._ask(line, min(room, self._stride.get(line, 1)) - 1)
         self._lines.send([line])
 
@@ -127,6 +129,8 @@ class Reserving:
             while line.up and line.state.waiting:  # what was asked behind the reserve
                 self._lines.pump(time.monotonic() + 0.25)
             answer = ring.answer
+            if answer is not None and answer.word == b"DRAINING" and line.up:
+                line.owner.draining = other.owner.draining = True
             if answer is not None and answer.word == b"INSERTED" and (line.index, answer.number) not in self._deleted:
                 other.state.ask(ask.delete(answer.number))
                 self._lines.send([other])

@@ -38,8 +38,9 @@ class Settling:
         self._taking = taking
         self._place = place
 
-    def settle(self, outcomes: Sequence[tuple[Lease, Outcome]]) -> list[Request]:
-        """Ask for it; the requests, which must be waited for. Blocks where something is buried."""
+    def settle(self, outcomes: Sequence[tuple[Lease, Outcome]], send: bool = True) -> list[Request]:
+        """Ask for it; the requests, which must be waited for. Blocks where something is buried. What is not sent goes
+        with what the lines are asked next."""
         requests: list[Request] = []
         done: dict[Line, list[int]] = {}
         buried: list[tuple[Hold, Lease, str]] = []
@@ -66,7 +67,8 @@ class Settling:
             hold.end()
         requests += delete_all(done)
         owners.update(done)
-        self._lines.send(owners)
+        if send:
+            self._lines.send(owners)
         if buried:
             requests += self.bury(buried)
         return requests

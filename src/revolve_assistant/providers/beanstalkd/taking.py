@@ -113,6 +113,7 @@ class Taking:
         try:
             return self._take(groups, limit, began, deadline, found)
         finally:
+            lines.send(self._reserving.lines())
             self._recall(found, limit)
 
     def _take(
@@ -158,6 +159,7 @@ class Taking:
                 for line in up:
                     if not reserving.under_way(line):
                         reserving.wait(line, everything, limit if len(up) == 1 else 1)
+                lines.send(up)  # also what stood there before, on one that rests
             lines.pump(min(reserving.until(), deadline if now < deadline else now + 0.25))
 
     def _plan(self, groups: Sequence[set[bytes]], up: Sequence[Line]) -> Iterator[tuple[Line, set[bytes]]]:

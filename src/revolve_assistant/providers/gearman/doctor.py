@@ -51,7 +51,7 @@ def excused(url: Url) -> dict[str, str]:
     """Checks of the conformance kit that do not hold across several servers."""
     if len(url.hosts) < 2:
         return {}
-    checks = ("order", "priority", "queues", "any_bytes", "bury", "state", "cancel")
+    checks = ("order", "priority", "queues", "any_bytes", "bury", "state", "cancel", "settle_and_take")
     return dict.fromkeys(checks, "counts on an order, which holds on each server and not across them")
 
 

@@ -62,7 +62,7 @@ def _queues(caller: Caller, place: Place, queues: list[str], url: Url) -> Iterat
 
 
 def clear(url: Url) -> None:
-    """Remove every queue of the namespace of an address, with all that is in it. Raises `ProviderError`."""
+    """Remove every queue of the namespace of an address, with all in it. Raises `Unreachable`, `ProviderError`."""
     place = Place.read(url, {})
     caller = place.caller()
     try:
