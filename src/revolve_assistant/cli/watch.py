@@ -19,8 +19,9 @@ from .run_report import traceback_of
 if TYPE_CHECKING:
     from ..caller.client import Client
     from ..caller.task import Task
-    from ..views.asking import Asking
+    from ..views.asking import Asking, Prompt
     from ..views.bars import AnyBars
+    from ..views.keys import Keys
 
 LOOK = 0.5  # seconds between two looks whether the server answers at all
 GLANCE = 0.1  # the same where somebody may press a key
@@ -100,7 +101,7 @@ class _Heard:
 
 
 def _watch(client: Client, tasks: Sequence[Task[Any]], command: str, tracebacks: bool) -> int:
-    from ..views.asking import SETTLED, Asking, is_attended
+    from ..views.asking import Asking, is_attended
     from ..views.bars import open_bars
     from ..views.keys import Keys
 
@@ -110,34 +111,47 @@ def _watch(client: Client, tasks: Sequence[Task[Any]], command: str, tracebacks:
         if asking.attended:
             bars.line("(Ctrl-C detaches, c cancels)")
         shown = _Shown(command, bars, asking, tracebacks, len(tasks) > 1)
-        patient_until = monotonic() + SILENT
-        while heard.left:
-            if heard.silent and monotonic() >= patient_until:
-                patient_until = float("inf")
-                shown.wait(heard.silent.values())
-            if asking.due and heard.up_to_date:
-                with keys.away():
-                    _answer(heard, asking, shown)
-            if "c" in keys.get():
-                shown.cancel([heard.tasks[id] for id in heard.left])
-            found = heard.next(SETTLED if asking else GLANCE if asking.attended else LOOK)
-            if found is not None:
-                shown.take(*found)
+        _follow(heard, asking, shown, keys)
     return heard.code
+
+
+def _follow(heard: _Heard, asking: Asking, shown: _Shown, keys: Keys) -> None:
+    """Until all have ended. A function of its own: a Ctrl-C at the jump back of a loop that stands in a `with` leaves
+    it without its exit on CPython 3.12 and 3.13, since the compiler puts that jump outside of what it guards."""
+    from ..views.asking import SETTLED
+
+    patient_until = monotonic() + SILENT
+    while heard.left:
+        if heard.silent and monotonic() >= patient_until:
+            patient_until = float("inf")
+            shown.wait(heard.silent.values())
+        if asking.due and heard.up_to_date:
+            with keys.away():
+                _answer(heard, asking, shown)
+        if "c" in keys.get():
+            shown.cancel([heard.tasks[id] for id in heard.left])
+        found = heard.next(SETTLED if asking else GLANCE if asking.attended else LOOK)
+        if found is not None:
+            shown.take(*found)
 
 
 def _answer(heard: _Heard, asking: Asking, shown: _Shown) -> None:
     """Put a question to whoever sits here; what others say meanwhile is shown afterwards, unless it gets much."""
     later: deque[tuple[Event, Task[Any]]] = deque()
     with asking.put() as prompt:
-        while not prompt.look():
-            while (found := heard.next(0.0)) is not None:
-                shown.note(*found)
-                later.append(found)
-                if len(later) > MOST_HELD:
-                    shown.draw(*later.popleft())
+        _hold(heard, prompt, shown, later)
     while later:
         shown.draw(*later.popleft())
+
+
+def _hold(heard: _Heard, prompt: Prompt, shown: _Shown, later: deque[tuple[Event, Task[Any]]]) -> None:
+    """Until the prompt is over. As `_follow`."""
+    while not prompt.look():
+        while (found := heard.next(0.0)) is not None:
+            shown.note(*found)
+            later.append(found)
+            if len(later) > MOST_HELD:
+                shown.draw(*later.popleft())
 
 
 class _Shown:

@@ -384,10 +384,12 @@ def _drawn(iterable: Iterable[T], description: str | None, total: float | None) 
         bars.update(key, Progress(done=0, total=total))
         for item in iterable:
             yield item
-            done += 1
             if (now := clock()) >= due:
-                bars.update(key, Progress(done=done, total=total))
+                bars.update(key, Progress(done=done + 1, total=total))
                 due = now + 0.05
+            done += (
+                1  # last: a Ctrl-C at a jump back from an `if` would leave the `try` unheeded, see cli.watch._follow
+            )
         state = "done"
     finally:
         count = f"{done}/{total:.12g}" if total is not None else f"{done}"

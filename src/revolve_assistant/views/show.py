@@ -10,6 +10,7 @@ from ..event import ENDS, Event
 
 if TYPE_CHECKING:
     from ..caller.task import Task
+    from .telling import Telling
 
 
 def show(tasks: Sequence[Task[Any]]) -> None:
@@ -28,20 +29,24 @@ def show(tasks: Sequence[Task[Any]]) -> None:
             "show() would wait for the thread that it is called from; under `async with` say "
             "`await asyncio.to_thread(task.show)`"
         )
-    left = set(known)
     for task in tasks:
         task.add_listener("*", heard.put)
     try:
         with open_bars() as bars:
-            telling = Telling(bars)
-            while left:
-                event = heard.get()
-                telling.take(event, label_of(known[event.task_id]))
-                if event.name in ENDS:
-                    left.discard(event.task_id)
+            _follow(heard, known, Telling(bars))
     finally:
         for task in tasks:
             task.remove_listener("*", heard.put)
+
+
+def _follow(heard: queue.SimpleQueue[Event], known: dict[str, Task[Any]], telling: Telling) -> None:
+    """Until all have ended. Not in the `with` itself: see `cli.watch._follow`."""
+    left = set(known)
+    while left:
+        event = heard.get()
+        telling.take(event, label_of(known[event.task_id]))
+        if event.name in ENDS:
+            left.discard(event.task_id)
 
 
 def label_of(task: Task[Any]) -> str:
