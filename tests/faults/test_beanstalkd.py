@@ -14,7 +14,7 @@ import pytest
 
 from revolve_assistant import Client
 from revolve_assistant.engine import Outcome, Parcel
-from revolve_assistant.errors import Overloaded, ProtocolError, RemoteError, Unreachable
+from revolve_assistant.errors import AssistantError, Overloaded, ProtocolError, RemoteError, Unreachable
 from revolve_assistant.protocols.beanstalkd import BeanstalkdClient, fields
 from revolve_assistant.protocols.beanstalkd import commands as ask
 from revolve_assistant.providers import registry
@@ -351,6 +351,54 @@ def test_garbage_from_the_server_ends_the_connection_and_nothing_else(server, op
         door.corrupt(door.carried("to_client") + 3, "to_client")
         queue.submit(parcels(5), None)
         assert len(drain(queue, 5)) == 5
+
+
+def test_a_child_that_is_forked_has_connections_of_its_own(server, opened):
+    queue, messenger = opened(registry.engine, server), opened(registry.messenger, server)
+    queue.submit(parcels(1), None)
+    assert queue.counts()[0].pending == 1
+    (lease,) = queue.take(["default"], limit=1, wait=5)
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            queue.settle([(lease, DONE)])  # not the child's
+            queue.counts()
+            queue.submit(parcels(1, 1), None)
+            messenger.write([("inbox", b"child")])
+            queue.close()
+            messenger.close()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert queue.state(["task0"]) == {"task0": "running"}
+    assert queue.counts()[0][:5] == ("default", 1, 0, 0, 1)
+    messenger.write([("inbox", b"parent")])
+    assert frames(messenger, "inbox", 2) == [b"child", b"parent"]
+    queue.settle([(lease, DONE)])
+    drain(queue, 1)
+
+
+def test_every_error_is_one_of_ours(server, opened):
+    """A door that garbles one byte after the other: no call hangs, or fails with anything else."""
+    with Door(server.port) as door:
+        queue = registry.engine(f"beanstalkd://127.0.0.1:{door.port}/faults", timeout=0.2)
+        messenger = registry.messenger(f"beanstalkd://127.0.0.1:{door.port}/faults", timeout=0.2)
+        for index in range(0, 60, 4):
+            door.corrupt(index, "to_client" if index % 8 else "to_server")
+            for call in (
+                queue.open,
+                lambda n=index: queue.submit(parcels(1, n), None),
+                lambda: queue.settle([(lease, DONE) for lease in queue.take(["default"], limit=5, wait=0.05)]),
+                messenger.open,
+                lambda: messenger.write([("inbox", b"x")]),
+                lambda: messenger.read({"inbox": b""}, limit=5, wait=0.05),
+            ):
+                with contextlib.suppress(AssistantError):
+                    call()
+        queue.close()
+        messenger.close()
 
 
 # ---- workers

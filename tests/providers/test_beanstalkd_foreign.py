@@ -125,6 +125,17 @@ def test_what_fails_is_buried_and_what_kills_its_worker_does_not_do_so_for_ever(
         eventually(lambda: jobs(server, "fails")["buried"] == 1, "it fails again")
 
 
+def test_what_others_gave_back_often_is_run_all_the_same(server, app):
+    with BeanstalkdClient(server.address) as stranger:
+        (job,) = stranger.put([b"[1]"], "thumbs")
+        stranger.ask(ask.watch("thumbs"))
+        for _ in range(20):
+            assert stranger.reserve(5).number == job
+            stranger.ask(ask.release(job))
+    with serving(server):
+        assert notes(app, 1) == [["(1,)", {}]]
+
+
 def test_a_worker_that_stops_gives_back_what_it_did_not_begin(server, app):
     with BeanstalkdClient(server.address) as stranger:
         stranger.put([b"[%d]" % n for n in range(50)], "thumbs")

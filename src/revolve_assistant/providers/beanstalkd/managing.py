@@ -48,7 +48,7 @@ class Managing(contract.Queue):
         self.place = place
         self._desk = threading.Lock()
         self._clients: dict[Address, BeanstalkdClient] = {}
-        self._owner = 0  # process
+        self._owner = os.getpid()
 
     # ---- to see
 
@@ -230,6 +230,7 @@ class Managing(contract.Queue):
     def sweep(self) -> None:
         """Drop what nothing else ever would: buried tasks that are kept for too long, or are too many; wake-up calls
         for connections that are gone; parts of tasks that never came to be. Servers that are away are passed over."""
+        self._fresh()
         with self._desk:
             for address in self.place.servers:
                 with contextlib.suppress(ProviderError):
@@ -258,8 +259,6 @@ class Managing(contract.Queue):
     # ---- servers
 
     def _client(self, address: Address) -> BeanstalkdClient:
-        if self._owner != os.getpid():
-            self._abandon()
         client = self._clients.get(address)
         if client is None:
             client = self._clients[address] = BeanstalkdClient(
@@ -292,6 +291,7 @@ class Managing(contract.Queue):
 
     @contextlib.contextmanager
     def _desk_open(self) -> Iterator[None]:
+        self._fresh()
         with self._desk:
             if not self._opened():
                 raise ClientClosed(f"{self.place.text} is not open: call open() first")
@@ -302,8 +302,7 @@ class Managing(contract.Queue):
 
     def _let_go(self) -> None:
         """Close the connections of this part."""
-        if self._owner != os.getpid():
-            self._abandon()
+        self._fresh()
         held = self._desk.acquire(timeout=self.place.timeout)
         try:
             self._abandon()
@@ -311,10 +310,14 @@ class Managing(contract.Queue):
             if held:
                 self._desk.release()
 
-    def _abandon(self) -> None:
+    def _fresh(self) -> None:
+        """In a child that was forked: the parent goes on with its own connections, and may have held the lock."""
         if self._owner != os.getpid():
             self._owner = os.getpid()
-            self._desk = self._desk if not self._clients else threading.Lock()
+            self._desk = threading.Lock()
+            self._abandon()
+
+    def _abandon(self) -> None:
         for client in self._clients.values():
             client.close()
         self._clients = {}

@@ -126,7 +126,6 @@ class Queue(Managing):
     def _connect(self) -> None:
         self._pid = os.getpid()
         self._busy = threading.RLock()
-        self._abandon()
         if self._lines is not None:
             self._lines.close()
         place = self.place

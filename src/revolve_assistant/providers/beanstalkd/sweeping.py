@@ -13,6 +13,8 @@ from ...protocols.stream import Address
 from .address import Place
 
 _BATCH = 500  # jobs taken at once
+_SWEPT = ("channel", "bell")
+_SWEPT = ("channel", "bell")
 _PATIENCE = 1.0  # seconds that a server has to answer here
 
 
@@ -34,11 +36,14 @@ class Sweeper:
     def _sweep(self, client: BeanstalkdClient, address: Address, older_than: float) -> set[str]:
         now = time.monotonic()
         names = self._place.names
-        tubes = [tube for tube in items(client.one(ask.list_tubes()).body) if names.meaning(tube).kind == "channel"]
+        tubes = [tube for tube in items(client.one(ask.list_tubes()).body) if names.meaning(tube).kind in _SWEPT]
         said = client.ask(*[ask.stats_tube(tube) for tube in tubes])
-        unread = {
+        unwatched = {
             tube for tube, answer in zip(tubes, said, strict=True) if fields(answer.body).get("current-watching") == "0"
         }
+        bells = {tube for tube in unwatched if names.meaning(tube).kind == "bell"}
+        empty(client, [tube.encode() for tube in bells])  # calls for connections that are gone
+        unread = unwatched - bells
         for key in [key for key in self._since if key[0] == address and key[1] not in unread]:
             del self._since[key]
         old = {tube for tube in unread if now - self._since.setdefault((address, tube), now) >= older_than}

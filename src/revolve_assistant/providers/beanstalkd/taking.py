@@ -31,8 +31,8 @@ class Hold:
     """A job that is held. `over`: it is settled, or somebody else's by now."""
 
     __slots__ = (
-        "body", "described", "line", "number", "over", "parts", "priority", "reserves", "task", "taking", "ttr", "tube",
-        "_pieces",
+        "body", "described", "line", "number", "over", "parts", "priority", "releases", "reserves", "task", "taking",
+        "ttr", "tube", "_pieces",
     )  # fmt: skip
 
     def __init__(self, taking: Taking, line: Line, number: int, body: bytes) -> None:
@@ -42,7 +42,7 @@ class Hold:
         self.over = False
         self.described = False
         self.tube = b""
-        self.priority = self.reserves = 0
+        self.priority = self.reserves = self.releases = 0
         self.ttr = 1
         self.task: Task | None = read_task(body)
         self.body = body if self.task is None else self.task.body
@@ -56,7 +56,9 @@ class Hold:
 
     @property
     def deliveries(self) -> int:
-        return max(1, self.reserves - uncounted_of(self.priority))
+        """How often it was handed out; of a job of another program, without those that it was given back after."""
+        not_counted = self.releases if self.task is None else uncounted_of(self.priority)
+        return max(1, self.reserves - not_counted)
 
     @property
     def whole(self) -> bool:
@@ -69,9 +71,10 @@ class Hold:
             self._pieces.append(answer.body if answer.word == b"FOUND" else None)
             return
         try:
-            lines = answer.body.split(b"\n", 11)
+            lines = answer.body.split(b"\n", 13)
             self.tube = lines[2][6:].strip(b'"')  # may be quoted since 1.13
             self.priority, self.ttr, self.reserves = int(lines[4][5:]), int(lines[7][5:]), int(lines[10][10:])
+            self.releases = int(lines[12][10:])
         except (IndexError, ValueError):  # NOT_FOUND: it was held for too long already
             self.end()
         if self._pieces and self.whole:
