@@ -37,7 +37,7 @@ EXPECTED = {
     "24_sqlite.py": "rye bread, at attempt 2\n['started', 'oven', 'retrying', 'started', 'oven', 'succeeded']",
     "25_upload_with_progress.py": "'4: 4 words']\nsucceeded 10",
     "28_token_stream.py": "none comes twice: True\nTrue cancelled",
-    "29_django.py": "'tasks': 0}\n202 succeeded order 2: 3 items billed",
+    "29_django.py": "'tasks': 0}\n202 data: {",
 }
 
 
