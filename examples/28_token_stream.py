@@ -1,7 +1,6 @@
 """A language model's tokens, 200 a second, to a page that is reloaded in their midst and stops them in the end.
 
-Needs: pip install 'revolve-assistant[web]' httpx. In earnest the model is on a worker.
-"""
+Needs: pip install 'revolve-assistant[web]' httpx. In earnest the model is on a worker."""
 
 import itertools
 import json
@@ -14,7 +13,7 @@ import uvicorn
 from revolve_assistant import Client
 from revolve_assistant.views.web import Live, token
 
-WORDS = "the quick brown fox jumps over the lazy dog and says so again".split()
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", "and", "says", "so", "again"]
 
 
 def complete(prompt):
@@ -34,7 +33,8 @@ def read(browser, task, place, most):
                 told, most = json.loads(line[6:]), most - 1
                 found += "".join(told["args"]) if told["event"] == "item" else ""
                 if not most or told["event"] == "cancelled":
-                    return found, place, told["event"]
+                    break
+    return found, place, told["event"]
 
 
 with Client(max_workers=1) as client:
