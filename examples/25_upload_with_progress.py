@@ -1,16 +1,15 @@
 """A web application takes an upload and streams its progress: 202 once the queue has it; a reload loses nothing.
 
-Needs: pip install 'revolve-assistant[web]' uvicorn httpx, and redis-server. Here one program plays all parts.
+Needs: pip install 'revolve-assistant[web]' fastapi uvicorn httpx-sse, and redis-server.
+Here one program plays all parts.
 """
 
-import json
 import threading
 
 import httpx
 import uvicorn
-from starlette.applications import Starlette
-from starlette.responses import JSONResponse
-from starlette.routing import Mount, Route
+from fastapi import FastAPI, Request
+from httpx_sse import connect_sse
 
 from revolve_assistant import Client, Worker, emit, track
 from revolve_assistant.testing.servers import Redis
@@ -23,37 +22,37 @@ def count(text):
     return len(text.split())
 
 
-async def upload(request):
+app = FastAPI()
+
+
+@app.post("/upload", status_code=202)
+async def upload(request: Request):
     task = client.submit(count, (await request.body()).decode())
     await task.queued()
-    return JSONResponse({"task": task.id, "token": token(client, task.id)}, 202)
+    return {"task": task.id, "token": token(client, task.id)}
 
 
 def read(browser, task, last="", most=1000):
-    with browser.stream("GET", "/live/events", params=task, headers={"Last-Event-ID": last} if last else {}) as stream:
-        told = []
-        for line in stream.iter_lines():
-            last = line[4:] if line.startswith("id: ") else last
-            if line.startswith("data: "):
-                told.append(json.loads(line[6:]))
-                if len(told) == most:
-                    break
-        return told, last
+    told = []
+    with connect_sse(browser, "GET", "/live/events", params=task, headers={"Last-Event-ID": last}) as source:
+        for event in filter(lambda event: event.data, source.iter_sse()):
+            told.append(event.json())
+            if len(told) == most:
+                break
+        return told, event.id
 
 
-with Redis() as redis:
-    url = "redis://{}:{}/0".format(*redis.address)
-    with Worker(url, concurrency=1), Client(url) as client:
-        routes = [Route("/upload", upload, methods=["POST"]), Mount("/live", Live(client, show={"succeeded"}))]
-        server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="warning"))
-        socket = uvicorn.Config(None, port=0, log_level="critical").bind_socket()
-        web = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
-        web.start()
-        with httpx.Client(base_url="http://{}:{}".format(*socket.getsockname()), trust_env=False) as browser:
-            answer = browser.post("/upload", content="to be\nor not\nto be\nthat is the question")
-            first, last = read(browser, answer.json(), most=3)  # the connection breaks
-            rest, _ = read(browser, answer.json(), last)  # the browser comes again
-        server.should_exit = True
-        web.join()
-        print(answer.status_code, [each["text"] for each in first + rest if each["event"] == "output"])
-        print(rest[-1]["event"], rest[-1]["result"])
+with Redis() as redis, Worker(redis.url, concurrency=1), Client(redis.url) as client:
+    app.mount("/live", Live(client, show={"succeeded"}))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    socket = uvicorn.Config(None, port=0, log_level="critical").bind_socket()
+    web = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
+    web.start()
+    with httpx.Client(base_url="http://{}:{}".format(*socket.getsockname()), trust_env=False) as browser:
+        answer = browser.post("/upload", content="to be\nor not\nto be\nthat is the question")
+        first, last = read(browser, answer.json(), most=3)  # the connection breaks
+        rest, _ = read(browser, answer.json(), last)  # the browser comes again
+    server.should_exit = True
+    web.join()
+    print(answer.status_code, [each["text"] for each in first + rest if each["event"] == "output"])
+    print(rest[-1]["event"], rest[-1]["result"])

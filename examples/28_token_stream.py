@@ -1,59 +1,59 @@
-"""A language model's tokens, 200 a second, to a page that is reloaded in their midst and stops them in the end.
+"""A language model's answer, 200 tokens a second, in a browser: over reloads nothing is lost or doubled, and it stops.
 
-Needs: pip install 'revolve-assistant[web]' httpx. In earnest the model is on a worker."""
+Needs: pip install 'revolve-assistant[web]' fastapi uvicorn httpx-sse, and redis-server.
+Here one program plays all parts.
+"""
 
-import itertools
-import json
 import threading
 import time
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
+from httpx_sse import connect_sse
 
-from revolve_assistant import Client
+from revolve_assistant import Client, Worker
+from revolve_assistant.testing.servers import Redis
 from revolve_assistant.views.web import Live, token
 
-WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", "and", "says", "so", "again"]
 
-
-def complete(prompt):
-    """Stands for the model: a generator, whose items are told as events `item`."""
-    for word in itertools.cycle(WORDS):
-        yield f"{word} "
+def answer(question):
+    for number in range(100_000):  # a model that does not know when to stop
+        yield f"{question}{number} "
         time.sleep(1 / 200)
 
 
-def read(browser, task, place, most):
-    """As `EventSource` does: up to `most` events from a place on; their tokens, the next place, the last event."""
-    found = ""
-    with browser.stream("GET", "/events", params=task, headers={"Last-Event-ID": place}) as stream:
-        for line in stream.iter_lines():
-            place = line[4:] if line.startswith("id: ") else place
-            if line.startswith("data: "):
-                told, most = json.loads(line[6:]), most - 1
-                found += "".join(told["args"]) if told["event"] == "item" else ""
-                if not most or told["event"] == "cancelled":
-                    break
-    return found, place, told["event"]
+app = FastAPI()
 
 
-with Client(max_workers=1) as client:
-    server = uvicorn.Server(uvicorn.Config(Live(client, show={"item"}), port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    task = client.submit(complete, "Say something")
-    given = {"task": task.id, "token": token(client, task.id, act=True)}  # what your page is given
-    while not server.started:
-        time.sleep(0.01)
-    host, port = server.servers[0].sockets[0].getsockname()
-    with httpx.Client(base_url=f"http://{host}:{port}", trust_env=False) as browser:
-        before, place, _ = read(browser, given, "", 100)
-        time.sleep(0.1)  # the page is reloaded; the model goes on
-        after, place, _ = read(browser, given, place, 100)
-        browser.post("/stop", json=given, headers={"X-Revolve-Token": given["token"]})
-        rest, _, end = read(browser, given, place, 0)
-    whole = (before + after + rest).split()
-    print("none is lost, none comes twice:", whole == [WORDS[at % len(WORDS)] for at in range(len(whole))])
-    print(len(whole) > 150, end)
+@app.post("/ask", status_code=202)
+async def ask(question: str):
+    task = client.submit(answer, question)
+    await task.queued()
+    return {"task": task.id, "token": token(client, task.id, act=True)}
+
+
+def read(browser, task, last="", most=float("inf")):
+    told = []
+    with connect_sse(browser, "GET", "/live/events", params=task, headers={"Last-Event-ID": last}) as source:
+        for event in filter(lambda event: event.data, source.iter_sse()):
+            told.append(event.json())
+            if len(told) >= most:  # a reload, a train in a tunnel …
+                break
+        return told, event.id
+
+
+with Redis() as redis, Worker(redis.url, concurrency=1), Client(redis.url) as client:
+    app.mount("/live", Live(client, show={"item"}))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    socket = uvicorn.Config(None, port=0, log_level="critical").bind_socket()
+    threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True).start()
+    with httpx.Client(base_url="http://{}:{}".format(*socket.getsockname()), trust_env=False) as browser:
+        task = browser.post("/ask?question=n").json()
+        told, last = read(browser, task, most=9)
+        more, last = read(browser, task, last, most=9)
+        browser.post("/live/stop", json={"task": task["task"]}, headers={"X-Revolve-Token": task["token"]})
+        told += more + read(browser, task, last)[0]
     server.should_exit = True
-    thread.join()
+    tokens = "".join(each["args"][0] for each in told if each["event"] == "item").split()
+    print("in order, once:", tokens == [f"n{number}" for number in range(len(tokens))], "-", told[-1]["event"])

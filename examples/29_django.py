@@ -1,12 +1,13 @@
-"""A Django view submits a task once its transaction is committed; the page then hears how far it is.
+"""Django: a task is handed over once the transaction is committed, never before; its progress goes to the page.
 
-Needs: pip install 'revolve-assistant[web]' django httpx."""
+Needs: pip install 'revolve-assistant[web]' django uvicorn httpx. Here one program plays all parts, without a server.
+"""
 
-import asyncio
-import sqlite3
+import threading
 
 import django
 import httpx
+import uvicorn
 from django.conf import settings
 from django.core.asgi import get_asgi_application
 from django.db import connection, transaction
@@ -18,42 +19,41 @@ from starlette.routing import Mount
 from revolve_assistant import Client, track
 from revolve_assistant.views.web import Live, token
 
-
-def bill(number):
-    """Runs in a worker, which finds the order, because it is committed."""
-    shop = sqlite3.connect("shop.db")
-    [(items,)] = shop.execute("SELECT items FROM orders WHERE number = ?", (number,))
-    shop.close()
-    return sum(track(range(items), "billing"))
+client = Client(max_workers=1)  # with Client("redis://…") the rest stays as it is
 
 
-def order(request, number):
-    tasks = []
+def pack(order):
+    return f"order {order} is packed: {sum(track(range(5), 'packing'))} things"
+
+
+def order(request):
     try:
         with transaction.atomic(), connection.cursor() as cursor:
-            cursor.execute("INSERT INTO orders VALUES (%s, 3)", [number])
-            transaction.on_commit(lambda: tasks.append(client.submit(bill, number)))
-            assert "refused" not in request.GET, "the card was refused"
-    except AssertionError as error:
-        return JsonResponse({"error": str(error), "tasks": len(tasks)}, status=402)
+            cursor.execute("INSERT INTO orders(what) VALUES (%s)", [request.GET["what"]])
+            number, tasks = cursor.lastrowid, []
+            transaction.on_commit(lambda: tasks.append(client.submit(pack, number)))
+            if request.GET["what"] == "dragon":
+                raise LookupError("we have none")
+    except LookupError as error:
+        return JsonResponse({"error": str(error)}, status=404)
+    tasks[0].queued(5)  # 202 is true from here on; Unreachable is a 503
     return JsonResponse({"task": tasks[0].id, "token": token(client, tasks[0].id)}, status=202)
 
 
-async def shop(application):
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://localhost") as browser:
-        print((await browser.post("/orders/1?refused")).json())
-        taken = await browser.post("/orders/2")
-        told = await browser.get("/live/events", params=taken.json())
-    print(taken.status_code, told.text.strip().splitlines()[-1])
-
-
-urlpatterns = [path("orders/<int:number>", order)]
-database = {"ENGINE": "django.db.backends.sqlite3", "NAME": "shop.db"}
-settings.configure(ALLOWED_HOSTS=["localhost"], ROOT_URLCONF=__name__, DATABASES={"default": database})
+urlpatterns = [path("order", order)]
+database = {"ENGINE": "django.db.backends.sqlite3", "NAME": "orders.db"}
+settings.configure(ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"], DATABASES={"default": database})
 django.setup()
 with connection.cursor() as cursor:
-    cursor.execute("CREATE TABLE orders (number INTEGER PRIMARY KEY, items INTEGER)")
-connection.close()
-with Client(max_workers=1) as client:  # in a project of yours it stands in a module, and what follows in asgi.py
-    routes = [Mount("/live", Live(client, show={"succeeded"})), Mount("/", get_asgi_application())]
-    asyncio.run(shop(Starlette(routes=routes)))
+    cursor.execute("CREATE TABLE orders(what TEXT)")
+live = Mount("/live", Live(client, show={"succeeded"}))
+app = Starlette(routes=[live, Mount("/", get_asgi_application())])  # what an ASGI server runs
+server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+socket = uvicorn.Config(None, port=0, log_level="critical").bind_socket()
+threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True).start()
+with client, httpx.Client(base_url="http://{}:{}".format(*socket.getsockname()), trust_env=False) as browser:
+    print(browser.get("/order?what=dragon").text)
+    answer = browser.get("/order?what=tea")
+    told = browser.get("/live/events", params=answer.json()).text
+    print(answer.status_code, '"progress"' in told, told.rpartition('"result": ')[2].strip("}\n"))
+server.should_exit = True

@@ -15,6 +15,7 @@ import contextlib
 import faulthandler
 import gc
 import os
+import re
 import select
 import shutil
 import signal
@@ -438,5 +439,66 @@ def revolve(tmp_path: Path) -> Iterator[Callable[..., Program]]:
             program = Program(*words, cwd=cwd, **environment)
             stack.callback(program.close)
             return program
+
+        yield start
+
+
+class Terminal:
+    """A shell in tmux, 80 columns and 24 rows; `environment` is what it has besides ours without REVOLVE_…."""
+
+    def __init__(self, tmux: str, folder: Path, **environment: str) -> None:
+        self.socket = os.path.join(tempfile.mkdtemp(prefix="tm-"), "s")
+        self.tmux = [tmux, "-S", self.socket, "-f", "/dev/null"]
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("REVOLVE_")}
+        self.environment = {**kept, **environment}
+        self("new-session", "-d", "-x", "80", "-y", "24", "-c", str(folder), "env PS1='$ ' bash --norc --noprofile")
+
+    def __call__(self, *words: str) -> str:
+        done = subprocess.run(
+            [*self.tmux, *words],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            stdin=subprocess.DEVNULL,
+        )
+        return done.stdout
+
+    def type(self, line: str) -> None:
+        self("send-keys", "-l", line)
+        self("send-keys", "Enter")
+
+    def press(self, *keys: str) -> None:
+        """Keys by the names that tmux has for them."""
+        self("send-keys", *keys)
+
+    def see(self, pattern: str, seconds: float = 30.0) -> str:
+        """The screen, once the pattern is on it."""
+        deadline = time.monotonic() + seconds
+        while True:
+            screen = self("capture-pane", "-p")
+            if re.search(pattern, screen):
+                return screen
+            assert time.monotonic() < deadline, f"{pattern!r} did not come:\n{screen}"
+            time.sleep(0.02)
+
+    def ask(self, what: str) -> str:
+        """What tmux knows of the terminal: `cursor_flag`, `alternate_on` and the like."""
+        return self("display-message", "-p", f"#{{{what}}}").strip()
+
+    def close(self) -> None:
+        self("kill-server")
+        shutil.rmtree(os.path.dirname(self.socket))
+
+
+@pytest.fixture
+def open_terminal(need: Callable[..., str]) -> Iterator[Callable[..., Terminal]]:
+    """`open_terminal(folder, NAME="…")` is a `Terminal` until the test ends."""
+    with contextlib.ExitStack() as stack:
+
+        def start(folder: Path, **environment: str) -> Terminal:
+            terminal = Terminal(need("tmux"), folder, **environment)
+            stack.callback(terminal.close)
+            return terminal
 
         yield start

@@ -107,6 +107,8 @@ class Engine(ABC):
     """Where tasks go to be run."""
 
     traits: ClassVar[Traits]
+    needs_messenger: ClassVar[bool] = False
+    """What it runs elsewhere gets large bodies through the messenger: it is given every parcel by `submit_and_keep`."""
 
     @abstractmethod
     def open(self) -> None:
@@ -127,6 +129,20 @@ class Engine(ABC):
         A Queue with the trait `manages` returns which parcels it did not take because another task holds their
         `unique` key: their ids, and that task's. A key is held until its task is done, buried or cancelled.
         """
+
+    def submit_and_keep(
+        self,
+        parcels: Sequence[Parcel],
+        sink: Sink,
+        messenger: Messenger,
+        channels: Sequence[str],
+        *,
+        seconds: float,
+        cap: int,
+    ) -> Mapping[str, str] | None:
+        """`messenger.keep` these channels, then `submit`: as one request, where both are on one server."""
+        messenger.keep(channels, seconds=seconds, cap=cap)
+        return self.submit(parcels, sink)
 
     @abstractmethod
     def state(self, ids: Iterable[str]) -> Mapping[str, EngineState]:
@@ -238,20 +254,6 @@ class Queue(Engine):
     lease: float = 30.0
     """Seconds after which a parcel that was taken and not extended may go to another worker."""
 
-    def submit_and_keep(
-        self,
-        parcels: Sequence[Parcel],
-        sink: Sink,
-        messenger: Messenger,
-        channels: Sequence[str],
-        *,
-        seconds: float,
-        cap: int,
-    ) -> Mapping[str, str] | None:
-        """`messenger.keep` these channels, then `submit`: as one request, where both are on one server."""
-        messenger.keep(channels, seconds=seconds, cap=cap)
-        return self.submit(parcels, sink)
-
     @abstractmethod
     def take(self, queues: Sequence[str], *, limit: int, wait: float) -> Sequence[Lease]:
         """Up to `limit` leases, earlier names and higher priorities first; waits up to `wait` seconds for one."""
@@ -271,7 +273,8 @@ class Queue(Engine):
         self.settle(outcomes)
         return self.take(queues, limit=limit, wait=wait)
 
-    # --- with the trait `manages`: from any thread of the same process, one at a time; `open` first
+    # --- with the trait `manages` (the first four also with `buries`): from any thread of the same process, one at a
+    #     time; `open` first
 
     def counts(self) -> Sequence[Count]:
         """What every named queue of the namespace holds, empty ones left out."""
@@ -337,7 +340,7 @@ class Queue(Engine):
         """Who takes here now, and what each says of itself."""
         raise _no_managing(self)
 
-    # --- with the trait `foreign`
+    # --- with the trait `foreign` (with `serves` the last two)
 
     def call(self, parcels: Sequence[Parcel], sink: Sink) -> None:
         """Call functions of other people's workers: `work.function.name` is the function, `body` its plain bytes.
@@ -374,4 +377,6 @@ def _no_managing(queue: Queue) -> Unsupported:
 
 def _no_foreign(queue: Queue) -> Unsupported:
     name = type(queue).__module__.removeprefix("revolve_assistant.providers.").partition(".")[0]
-    return Unsupported(f"{name} neither calls functions of other programs nor serves them: gearman does")
+    return Unsupported(
+        f"{name} neither calls functions of other programs nor serves them: gearman does both, beanstalkd serves"
+    )

@@ -40,9 +40,16 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True):
     """Takes higher priorities first."""
     manages: bool = False
     """Can be looked into and steered: counts, buried tasks, rules for a function, plans, who takes."""
+    buries: bool = False
+    """Tasks that came to a bad end are kept, listed, taken out and counted. With `manages` that and more."""
+    finds: bool = True
+    """`state` and `cancel` know every task; False: those that were submitted through the same object."""
     local: bool = False
     """Runs in or under this process, and reports to the sink."""
     foreign: bool = False
     """Other programs' functions can be called (`call`), and ours be called by them (`expose`, `answer`)."""
+    serves: bool = False
+    """Jobs of other programs can be taken (`expose`, `answer`), though nobody hears what becomes of them. With
+    `foreign` somebody does."""
     messenger: str | None = None
     """URL of the messenger that goes with it by nature; None: `messenger=` must be given (or it is local)."""

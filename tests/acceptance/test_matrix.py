@@ -1,7 +1,7 @@
 """Any engine with any messenger: the same story everywhere, on real servers.
 
 Every engine and queue × every messenger × (plain, generator, async) callables: events, result, failure, cancelling,
-messages to the running task, and the death of what runs it.
+messages to the running task, and the death of what runs it. IronMQ and IronWorker are a stand-in, and in a few pairs.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -18,11 +19,13 @@ from typing import Any
 import pytest
 
 from revolve_assistant import Client, TaskCancelled, TaskLost, Worker, current_task, emit, track
-from revolve_assistant.testing.servers import Gearmand, Memcached, Redis
+from revolve_assistant.testing.iron import IronServer
+from revolve_assistant.testing.servers import Beanstalkd, Gearmand, Memcached, Redis
 
-ENGINES = ["memory", "gearman", "redis", "sqlite", "process", "fork", "thread"]
-MESSENGERS = ["memory", "gearman", "memcached", "filesystem", "redis", "sqlite"]
-QUEUES = {"memory", "gearman", "redis", "sqlite"}
+ENGINES = ["memory", "gearman", "beanstalkd", "redis", "sqlite", "process", "fork", "thread"]
+MESSENGERS = ["memory", "gearman", "beanstalkd", "memcached", "filesystem", "redis", "sqlite"]
+QUEUES = {"memory", "gearman", "beanstalkd", "redis", "sqlite", "ironmq", "ironworker"}  # and what is like one
+IRON = [("ironmq", "ironmq"), ("ironmq", "redis"), ("process", "ironmq"), ("ironworker", "ironmq")]
 
 Pair = tuple[Client, str]
 
@@ -30,28 +33,38 @@ Pair = tuple[Client, str]
 @pytest.fixture(scope="module")
 def places(need: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """An address of each carrier."""
-    for name in ("gearmand", "memcached", "redis-server"):
+    for name in ("gearmand", "beanstalkd", "memcached", "redis-server"):
         need(name)
     folder: Path = tmp_path_factory.mktemp("messages")
     with ExitStack() as stack:
         gearmand, memcached = stack.enter_context(Gearmand()), stack.enter_context(Memcached())
-        redis = stack.enter_context(Redis())
+        redis, beanstalkd = stack.enter_context(Redis()), stack.enter_context(Beanstalkd())
+        iron = stack.enter_context(IronServer())
+        command = [sys.executable, "-m", "revolve_assistant.cli", "ironworker", "--messenger", "ironmq:///matrix"]
+        root = Path(__file__).parents[2]  # the image has the application
+        env = {"REVOLVE_SECRET": os.environ["REVOLVE_SECRET"], "PYTHONPATH": f"{root}:{Path(__file__).parent}"}
+        iron.code("matrix", command, env={**iron.environment(), **env})
         yield {
             "memory": "memory://matrix",
             "gearman": f"gearman://127.0.0.1:{gearmand.port}/matrix",
+            "beanstalkd": f"{beanstalkd.url}/matrix",
             "memcached": f"memcached://127.0.0.1:{memcached.port}/matrix",
             "redis": redis.url,
             "sqlite": f"sqlite:///{folder}/jobs.db",
+            "ironmq": iron.url("matrix"),
+            "ironworker": iron.url("matrix", scheme="ironworker"),
             "filesystem": f"file://{folder}/events",
         }
 
 
-@pytest.fixture(params=[(e, m) for e in ENGINES for m in MESSENGERS], ids="-".join)
+@pytest.fixture(params=[*((e, m) for e in ENGINES for m in MESSENGERS), *IRON], ids="-".join)
 def pair(request: pytest.FixtureRequest, places: dict[str, str]) -> Iterator[Pair]:
     engine, messenger = request.param
     carrier = places[messenger]
     with ExitStack() as stack:
-        if engine in QUEUES:
+        if engine == "ironworker":
+            client = Client(places[engine], messenger=carrier)
+        elif engine in QUEUES:
             stack.enter_context(Worker(places[engine], messenger=carrier, concurrency=2, grace=5.0))
             client = Client(places[engine], messenger=carrier)
         else:

@@ -494,3 +494,16 @@ def test_a_coroutine_gets_its_child_while_plain_tasks_hold_theirs(begun: bool) -
         assert list(client.submit(yields_async, 2).items()) == [0, 1]
         for task in held:
             task.send("go")
+
+
+def test_show_says_that_it_would_wait_for_its_own_loop(capsys):
+    async def main():
+        async with Client("thread://") as client:
+            task = client.submit(len, "abc")
+            for _ in range(2):  # before and after its end
+                with pytest.raises(UsageError, match=r"asyncio\.to_thread"):
+                    task.show()
+                await task
+            await asyncio.to_thread(task.show)
+
+    asyncio.run(main())

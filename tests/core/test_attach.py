@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 import time
 
 import pytest
@@ -12,6 +13,7 @@ from revolve_assistant import (
     Client,
     TaskCancelled,
     TaskLost,
+    Unreachable,
     Unsupported,
     Untrusted,
     Worker,
@@ -20,6 +22,7 @@ from revolve_assistant import (
     emit,
     report,
 )
+from revolve_assistant.caller.client import _find as find
 from revolve_assistant.engine import Parcel
 from revolve_assistant.providers.memory import Queue
 from revolve_assistant.testing.servers import Redis
@@ -293,6 +296,19 @@ def test_a_closed_client_lets_go_of_what_it_watched(place, worker):
             theirs.attach("other")
 
 
+def test_what_a_closed_client_has_let_go_is_attached_again_beside_it(place, worker, monkeypatch):
+    monkeypatch.setattr("revolve_assistant.caller.client._find", find)
+    with Client(place) as ours:
+        task = ours.submit(listen)
+        next(iter(task.events("listening")))
+    assert task.state == "lost"  # and still held here
+    with Client(place) as theirs:
+        other = theirs.attach(task.id)
+        other.send("end")
+        assert other.result(10) == []
+    assert task.state == "lost"
+
+
 class Held(Queue):
     """A queue in which a task holds every key."""
 
@@ -365,3 +381,31 @@ def test_a_thousand_watchers_take_two_connections(place, server):
             theirs.attach(tasks[0].id).cancel()  # it speaks, too
         assert [task.result(20) for task in tasks] == [2] * 1000
         assert connections() - before <= 2
+
+
+def test_a_reader_that_found_its_server_away_says_that_it_answers_again(monkeypatch, caplog):
+    """Although nobody has anything to say: else whoever asks would be told for ever that it is away."""
+    with Client(f"memory://{os.urandom(6).hex()}") as client:
+        messenger, failed, answered = client._engine.messenger, threading.Event(), threading.Event()
+        read, in_touch = messenger.read, client._engine.in_touch
+
+        def fail_once(*args, **options):
+            if not failed.is_set():
+                failed.set()
+                raise Unreachable("nobody there")
+            return read(*args, **options)
+
+        def answers():
+            in_touch()
+            if failed.is_set():
+                answered.set()
+
+        task = client.submit(len, "")
+        task.queued(20)
+        monkeypatch.setattr(client._engine, "in_touch", answers)
+        monkeypatch.setattr(messenger, "read", fail_once)
+        messenger.wake()  # the reader begins to read again
+        assert failed.wait(20)
+        assert answered.wait(20)
+        assert not client._engine.away_since
+        task.cancel()

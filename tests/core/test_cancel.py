@@ -234,6 +234,21 @@ def test_the_exception_interrupts(make: Made, fn: Callable[..., Any]) -> None:
     assert client.submit(os.getpid).result() == pid
 
 
+def test_a_signal_that_was_lost_on_the_callable_is_sent_again(make: Made) -> None:
+    def work() -> None:
+        lost = []
+        ours = signal.signal(signal.SIGINT, lambda number, _frame: lost.append(number))
+        emit("here")
+        while not lost:
+            time.sleep(0.01)
+        signal.signal(signal.SIGINT, ours)
+        time.sleep(60)
+
+    task = running(make((0, NEVER, NEVER)).submit(work))
+    task.cancel()
+    assert rung_of(task) == "exception"
+
+
 def test_the_work_may_still_succeed_or_fail(make: Made) -> None:
     def work(how: str) -> str:
         try:
@@ -274,7 +289,7 @@ def test_the_work_may_still_succeed_or_fail(make: Made) -> None:
     ],
 )
 def test_signals_end_who_does_not_listen(make: Made, fn: Any, ignored: list[int], rung: str) -> None:
-    client = make((0, 0.05, 0.05))
+    client = make((0, 0.05, 0.05 if rung == "SIGKILL" else NEVER))
     pid = client.submit(os.getpid).result()
     task = running(client.submit(fn, *ignored))
     task.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import threading
 import time
@@ -13,9 +14,11 @@ import pytest
 from revolve_assistant import Client
 from revolve_assistant.cli import main
 from revolve_assistant.protocols.gearman import GearmanAdmin, GearmanClient, GearmanWorker
-from revolve_assistant.providers import diagnosis
+from revolve_assistant.providers import checking
 from revolve_assistant.providers.diagnosis import diagnose
-from revolve_assistant.testing.servers import Gearmand
+from revolve_assistant.testing import managing, messenger, queue
+from revolve_assistant.testing.iron import IronServer
+from revolve_assistant.testing.servers import Gearmand, Redis
 from revolve_assistant.worker import Worker
 
 WAIT = 20.0  # seconds that nothing here should take
@@ -139,27 +142,107 @@ def test_the_address_may_be_in_the_environment(server, capsys, monkeypatch):
 
 
 def test_check_runs_the_kit(capsys, monkeypatch):
-    def run_checks(kind, make, *, excused):
+    def run_checks(kind, make, *, excused, heard):
         made = make()
         assert type(made).__name__ == kind.capitalize()
-        return [("order", "ok"), ("wait", "skipped: why"), ("close", "FAILED: \x1b[31mno")][
-            : 3 if kind == "queue" else 2
-        ]
+        heard("order", "ok")
+        heard("wait", "skipped: why")
+        if kind == "queue":
+            heard("close", "FAILED: \x1b[31mno")
 
     monkeypatch.setattr("revolve_assistant.testing.run_checks", run_checks)
     assert main(["doctor", "--check", "memory://"]) == 1
-    out = capsys.readouterr().out
-    assert "queue      close  FAILED: \\x1b[31mno" in out
-    assert "messenger  wait   skipped: why" in out
-    assert out.endswith("2 ok, 2 skipped, 1 failed\n")
+    lines = [re.sub(" +", " ", line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "memory://: queue and messenger, under names of its own",
+        "queue order ok",
+        "queue wait skipped why",
+        "queue close FAILED",
+        " promised: `close` may be called twice, and unopened; afterwards calls raise ClientClosed; the tasks stay.",
+        " found: \\x1b[31mno",
+        "messenger order ok",
+        "messenger wait skipped why",
+        "queue: 1 ok, 1 skipped, 1 failed, in 0 s",
+        "messenger: 1 ok, 1 skipped, 0 failed, in 0 s",
+    ]
     assert main(["doctor", "--check", "--json", "memory://"]) == 1
-    assert json.loads(capsys.readouterr().out)[0] == {"kind": "queue", "check": "order", "outcome": "ok"}
+    first = json.loads(capsys.readouterr().out)[0]
+    assert (first["kind"], first["check"], first["outcome"]) == ("queue", "order", "ok")
+    assert first["promise"] == "Tasks of one queue are taken in the order of their submission."
+
+
+def test_check_says_in_a_line_that_no_server_answers(capsys):
+    assert main(["doctor", "--check", "redis://127.0.0.1:1"]) == 1
+    out, errors = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"revolve doctor: .*127\.0\.0\.1:1.*\n", errors)
+    assert main(["doctor", "--check", "process://"]) == 2
+    assert "there is nothing to check" in capsys.readouterr().err
 
 
 @pytest.mark.timeout(180)
-def test_gearman_passes_the_kit_by_command(server, capsys):
-    assert main(["doctor", "--check", url(server)]) == 0
-    assert capsys.readouterr().out.endswith("0 failed\n")
+def test_gearman_passes_the_kit_by_command_and_keeps_nothing_of_it(server, capsys):
+    assert main(["doctor", "--check", url(server, "/mine")]) == 0
+    out = capsys.readouterr().out
+    assert "namespace of its own, check-" in out
+    assert len(re.findall(r"^(?:queue|messenger): \d+ ok, \d+ skipped, 0 failed", out, re.M)) == 2
+    with GearmanAdmin(server.address) as admin:
+        assert [name for name, status in admin.status().items() if status.total] == []
+
+
+def test_of_redis_it_keeps_nothing_either(need, capsys, monkeypatch):
+    need("redis-server")
+    monkeypatch.setattr("revolve_assistant.testing.QUEUE_CHECKS", [queue.check_bury, managing.check_rules])
+    monkeypatch.setattr("revolve_assistant.testing.MESSENGER_CHECKS", [messenger.check_order])
+    with Redis() as redis:
+        assert main(["doctor", "--check", redis.url]) == 0
+        out = capsys.readouterr().out
+        assert "queue: 2 ok, 0 skipped, 0 failed" in out
+        namespace = re.search(r"own, (check-\w+)", out)[1]
+        with Client(f"{redis.url}?namespace={namespace}") as client:
+            assert (client.counts(), client.buried(), client.rules()) == ([], [], [])
+
+
+def test_of_ironmq_it_keeps_no_queue(capsys, monkeypatch):
+    monkeypatch.setattr("revolve_assistant.testing.QUEUE_CHECKS", [queue.check_bury])
+    monkeypatch.setattr("revolve_assistant.testing.MESSENGER_CHECKS", [messenger.check_order])
+    with IronServer() as iron:
+        assert main(["doctor", "--check", iron.url("mine")]) == 0
+        out = capsys.readouterr().out
+        assert "queue: 1 ok, 0 skipped, 0 failed" in out
+        namespace = re.search(r"own, (check-\w+)", out)[1]
+        assert main(["doctor", iron.url(namespace)]) == 0
+        assert "no queue of the namespace is there" in capsys.readouterr().out
+
+
+def test_what_failing_checks_leave_is_removed_too(monkeypatch):
+    """Tasks that wait or are buried, and channels, of a queue in use: the rest of it stays."""
+    from revolve_assistant.engine import Outcome, Parcel
+    from revolve_assistant.providers import memory
+    from revolve_assistant.testing.tasks import NOBODY
+
+    with contextlib.ExitStack() as stack:
+        theirs = stack.enter_context(contextlib.closing(memory.Queue("shared")))
+        theirs.open()
+        theirs.submit([Parcel("theirs", queue="default")], NOBODY)
+        letters = stack.enter_context(contextlib.closing(memory.Messenger("shared")))
+        letters.open()
+
+        def run_checks(kind, make, *, excused, heard):
+            made = stack.enter_context(contextlib.closing(make()))
+            made.open()
+            if kind == "messenger":
+                made.keep(["letters"], seconds=60.0, cap=1000)
+                made.write([("letters", b"one")])
+                raise KeyboardInterrupt
+            made.submit([Parcel(f"t{n}", queue="mine") for n in range(3)], NOBODY)
+            made.settle([(made.take(["mine"], limit=1, wait=1.0)[0], Outcome("bury", reason="why"))])
+
+        monkeypatch.setattr("revolve_assistant.testing.run_checks", run_checks)
+        with pytest.raises(KeyboardInterrupt):
+            checking.check(checking.plan("memory://shared"))
+        assert [(each.queue, each.pending, each.buried) for each in theirs.counts()] == [("default", 1, 0)]
+        assert letters.read({"letters": b""}, limit=10, wait=0.0).lost == {"letters"}
 
 
 def test_several_servers_are_excused_from_what_counts_on_order():
@@ -168,8 +251,6 @@ def test_several_servers_are_excused_from_what_counts_on_order():
 
     assert gearman.excused(Url.parse("gearman://a")) == {}
     assert "order" in gearman.excused(Url.parse("gearman://a,b"))
-    with pytest.raises(ValueError, match="nothing to check"):
-        diagnosis.check("process://")
 
 
 # ---------------------------------------------------------------- the address

@@ -6,11 +6,9 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -530,55 +528,15 @@ def test_stack_shows_where_a_running_task_is(start: Start, folder: Path) -> None
 # --- a terminal
 
 
-class Terminal:
-    """A shell in tmux, 80 columns and 24 rows."""
-
-    def __init__(self, tmux: str, folder: Path) -> None:
-        self.socket = os.path.join(tempfile.mkdtemp(prefix="tm-"), "s")
-        self.tmux = [tmux, "-S", self.socket, "-f", "/dev/null"]
-        self("new-session", "-d", "-x", "80", "-y", "24", "-c", str(folder), "env PS1='$ ' bash --norc --noprofile")
-
-    def __call__(self, *words: str) -> str:
-        done = subprocess.run(
-            [*self.tmux, *words],
-            env=environment(),
-            capture_output=True,
-            text=True,
-            check=True,
-            stdin=subprocess.DEVNULL,
-        )
-        return done.stdout
-
-    def type(self, line: str) -> None:
-        self("send-keys", "-l", line)
-        self("send-keys", "Enter")
-
-    def see(self, pattern: str, seconds: float = 30.0) -> str:
-        """The screen, once the pattern is on it."""
-        deadline = time.monotonic() + seconds
-        while True:
-            screen = self("capture-pane", "-p")
-            if re.search(pattern, screen):
-                return screen
-            assert time.monotonic() < deadline, f"{pattern!r} did not come:\n{screen}"
-            time.sleep(0.02)
-
-    def close(self) -> None:
-        self("kill-server")
-        shutil.rmtree(os.path.dirname(self.socket))
-
-
 @pytest.fixture
-def terminal(need: Callable[[str], str], folder: Path) -> Iterator[Terminal]:
-    terminal = Terminal(need("tmux"), folder)
-    yield terminal
-    terminal.close()
+def terminal(open_terminal: Callable[[Path], Any], folder: Path) -> Any:
+    return open_terminal(folder)
 
 
 RUN = shlex.join([*REVOLVE, "run"])
 
 
-def test_bars_stay_below_the_output(terminal: Terminal, folder: Path) -> None:
+def test_bars_stay_below_the_output(terminal: Any, folder: Path) -> None:
     terminal.type(f"clear; {RUN} -j 2 work:barrier alpha 'be ta' gamma; echo code=$?")
     screen = terminal.see(r"alpha +━(.|\n)*be ta +━|be ta +━(.|\n)*alpha +━")  # which begins first is the machine's
     assert "gamma" not in screen  # it waits: no bar yet
@@ -592,7 +550,7 @@ def test_bars_stay_below_the_output(terminal: Terminal, folder: Path) -> None:
     assert "\x1b" not in screen
 
 
-def test_ctrl_c_at_the_terminal(terminal: Terminal) -> None:
+def test_ctrl_c_at_the_terminal(terminal: Any) -> None:
     terminal.type(f"clear; {RUN} -j 2 work:hold hold hold a b c; echo code=$?")
     terminal.see(r"holding(.|\n)*holding")
     terminal("send-keys", "C-c")
@@ -602,11 +560,11 @@ def test_ctrl_c_at_the_terminal(terminal: Terminal) -> None:
     assert "Traceback" not in screen
 
 
-def test_ctrl_c_twice_gives_the_terminal_back(terminal: Terminal) -> None:
+def test_ctrl_c_twice_gives_the_terminal_back(terminal: Any) -> None:
     terminal.type(f"clear; {RUN} -j 1 work:stubborn a b; echo code=$?")
     terminal.see("holding")
     terminal("send-keys", "C-c")
     terminal.see("stopping")
     terminal("send-keys", "C-c")
     assert "code=130" in terminal.see(r"code=\d+")
-    assert terminal("display-message", "-p", "#{cursor_flag}").strip() == "1"
+    assert terminal.ask("cursor_flag") == "1"

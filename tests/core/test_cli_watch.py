@@ -57,7 +57,8 @@ def chatter(name):
 '''
 
 LEAD = """
-import fcntl, sys, termios
+import fcntl, os, sys, termios
+sys.modules.update(dict.fromkeys(os.environ.get("WITHOUT", "").split()))  # as if they were not installed
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C is a signal for it
 from revolve_assistant.cli import main
 sys.exit(main())
@@ -115,7 +116,7 @@ class Screen:
     def __init__(self, *words: str, cwd: Path) -> None:
         self._master, slave = os.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
-
+        self.before = self.modes()
         self.process = subprocess.Popen(
             [sys.executable, "-c", LEAD, *words], cwd=cwd, stdin=slave, stdout=slave, stderr=slave,
             start_new_session=True,
@@ -147,6 +148,10 @@ class Screen:
         with self._news:
             found = self._news.wait_for(lambda: self.text.count(wanted) >= times, LONG)
             assert found, f"never showed {wanted!r}:\n{self.text[-2000:]}"
+
+    def modes(self) -> list[Any]:
+        """Of the terminal: whether it echoes, whether it reads lines."""
+        return termios.tcgetattr(self._master)[:4]
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
@@ -239,6 +244,7 @@ def test_ctrl_c_detaches_and_cancels_nothing(client, app, worker, screen, tmp_pa
     shown.type("\x03")
     assert shown.wait() == 130
     assert f"revolve watch: detached, the task goes on: revolve watch {task.id}" in shown.text
+    assert shown.modes() == shown.before, "the terminal is as it was"
     assert task.state == "running"
     go(tmp_path, 0, 1)
     assert task.result(LONG) == {"steps": 2}
@@ -269,6 +275,25 @@ def test_questions_are_answered_at_the_prompt_while_others_talk(client, app, wor
     shown.shows(f"{name}: succeeded: ['Ada L.', '36'], after ")
     (tmp_path / "quiet").touch()
     assert shown.wait() == 0
+
+
+def test_c_cancels_all_that_are_watched_and_shows_how_they_end(client, app, worker, screen, tmp_path):
+    tasks = [client.submit(app.steps, str(tmp_path), 2), client.submit(app.greet)]
+    shown = screen("watch", *(task.id for task in tasks))
+    shown.shows("waits 0\r\n")
+    shown.shows("your answer: ")
+    shown.type("c\n")  # at the prompt it is an answer
+    shown.shows("heard c\r\n")
+    shown.shows("your answer: ", 2)
+    shown.type("\x04")  # and now no prompt is there
+    shown.shows("(to answer it later: ")
+    shown.type("c")
+    for task in tasks:
+        shown.shows(f"{task.id[:4]}…{task.id[-4:]}: cancelling\r\n")
+        shown.shows(f"{task.id[:4]}…{task.id[-4:]}: cancelled: ")
+    assert shown.wait() == 3
+    assert [task.state for task in tasks] == ["cancelled", "cancelled"]
+    assert shown.modes() == shown.before, "the terminal is as it was"
 
 
 def test_an_answer_from_elsewhere_closes_the_prompt(client, app, worker, screen):
@@ -417,10 +442,12 @@ def test_purge_asks_and_takes_no_for_an_answer(client, app, screen):
     assert client.counts() == []
 
 
-def test_top_stays_on_the_screen_while_its_server_is_away(screen, said, monkeypatch):
+def test_the_small_top_stays_on_the_screen_while_its_server_is_away(screen, said, monkeypatch):
+    monkeypatch.setenv("WITHOUT", "textual")
     with Redis() as server:
         monkeypatch.setenv("REVOLVE_URL", server.url)
         shown = screen("top", "--every", "0.2")
+        shown.shows("for the full screen: pip install 'revolve-assistant[top]'")
         shown.shows("no worker: start one with revolve worker", 2)
         server.stop()
         shown.shows("; trying again")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import msgspec
@@ -147,6 +148,20 @@ def test_every_environment_variable_is_documented():
     variables = set(re.findall(r'environ(?:\.get\(|\[)"(REVOLVE_\w+)"', source))
     assert "REVOLVE_URL" in variables
     assert missing(sorted(variables) + list(POOL_SIZES), "environment.md") == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what waits elsewhere differs")
+def test_the_tables_of_providers_are_what_the_traits_say():
+    spec = spec_from_file_location("providers_table", Path(__file__).with_name("providers_table.py"))
+    table = module_from_spec(spec)
+    spec.loader.exec_module(table)
+    page = table.PAGE.read_text(encoding="utf-8")
+    assert page == table.written(page), "run scripts/providers-table"
+    run = {name for pair in table.matrix() for name in pair}
+    left = {one.name for one in table.provided()} - run - set(table.NOT_IN_THE_MATRIX)
+    assert left == set(), "these run no matrix of tests"
+    other = page.replace("| tested |", "| – |", 1)
+    assert table.written(other) == page
 
 
 # ---------------------------------------------------------------- pages run

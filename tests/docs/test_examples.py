@@ -36,8 +36,10 @@ EXPECTED = {
     "23_report_from_celery.py": "it is a pdf",
     "24_sqlite.py": "rye bread, at attempt 2\n['started', 'oven', 'retrying', 'started', 'oven', 'succeeded']",
     "25_upload_with_progress.py": "'4: 4 words']\nsucceeded 10",
-    "28_token_stream.py": "none comes twice: True\nTrue cancelled",
-    "29_django.py": "'tasks': 0}\n202 data: {",
+    "26_beanstalkd.py": "succeeded ['a.jpg', 'b.jpg']\nmade: a.jpg at 80",
+    "28_token_stream.py": "in order, once: True - cancelled",
+    "29_django.py": 'we have none"}\n202 True "order 1 is packed: 10 things"',
+    "27_ironmq.py": "tea -> thé (fr) ['retrying', 'succeeded']",
 }
 
 
@@ -51,6 +53,8 @@ NEEDS = {  # programs that an example starts, or is run by
     "21_redis_queue.py": ("redis-server",),
     "23_report_from_celery.py": ("redis-server",),
     "25_upload_with_progress.py": ("redis-server",),
+    "26_beanstalkd.py": ("beanstalkd",),
+    "28_token_stream.py": ("redis-server",),
 }
 
 

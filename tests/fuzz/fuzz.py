@@ -19,11 +19,14 @@ import atheris
 
 with atheris.instrument_imports():
     from revolve_assistant.errors import ProtocolError, Untrusted, UsageError
+    from revolve_assistant.protocols.beanstalkd import ConnectionState
+    from revolve_assistant.protocols.beanstalkd import commands as beans
     from revolve_assistant.protocols.gearman import admin
     from revolve_assistant.protocols.gearman.admin import AdminState
     from revolve_assistant.protocols.gearman.client_state import ClientState, submission
     from revolve_assistant.protocols.gearman.packets import Decoder
     from revolve_assistant.protocols.gearman.worker_state import WorkerState
+    from revolve_assistant.providers.beanstalkd import wrapping
     from revolve_assistant.providers.memcached.codec import Parser
     from revolve_assistant.providers.url import Url
     from revolve_assistant.wire import control, envelope, frames
@@ -76,6 +79,34 @@ def gearman(data: bytes) -> None:
             pass
 
 
+def _answers(pieces: Sequence[bytes]) -> tuple[list[Any], bool]:
+    state = ConnectionState(max_body=1 << 16)
+    asked = (beans.put(b"x"), beans.reserve(3), beans.reserve(), beans.stats_job(1), beans.peek(1), beans.delete(1))
+    for request in (*asked, beans.use("t"), beans.watch("t"), beans.kick(1), beans.list_tubes()):
+        state.ask(request)
+    found: list[Any] = []
+    try:
+        for piece in pieces:
+            for _, answer in state.receive(piece):
+                found.append(answer)
+                beans.fields(answer.body)
+                beans.items(answer.body)
+        if state.error is None:
+            state.end()
+    except ProtocolError:
+        return found, True
+    return found, state.error is not None
+
+
+def beanstalkd(data: bytes) -> None:
+    """Answers of beanstalkd, cut anywhere, and what jobs may hold."""
+    pieces = _pieces(data)
+    whole = b"".join(pieces)
+    assert _answers(pieces) == _answers([whole]), "a cut changes what was read"
+    for read in (wrapping.read_task, wrapping.read_piece, wrapping.read_note):
+        read(whole)
+
+
 def memcached(data: bytes) -> None:
     """Answers of memcached, cut anywhere."""
     parser = Parser()
@@ -117,13 +148,22 @@ def url(data: bytes) -> None:
         pass
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {each.__name__: each for each in (gearman, memcached, wire, url)}
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    each.__name__: each for each in (gearman, beanstalkd, memcached, wire, url)
+}
 SEEDS = {
     "gearman": [
         b"\0" + b"\0RES" + struct.pack(">II", kind, len(body)) + body
         for kind, body in ((8, b"H:x:1"), (11, b"H:x:1\0f\0data"), (31, b"H:x:1\0f\0u\0data"), (10, b""), (6, b""),
                            (19, b"CODE\0text"), (13, b"H:x:1\0r"), (20, b"H:x:1\x001\x001\x000\x000"))
     ] + [b"\0status\r\nf\t1\t0\t2\n.\n"],
+    "beanstalkd": [
+        b"\0INSERTED 1\r\nRESERVED 2 3\r\nabc\r\nTIMED_OUT\r\nOK 9\r\n---\na: 1\n\r\nNOT_FOUND\r\n",
+        b"\0DRAINING\r\nDEADLINE_SOON\r\nOUT_OF_MEMORY\r\n", b"\0BURIED 1\r\n",
+        b"\0" + wrapping.task_of_parts("id", "n", (1, 2)),
+        b"\0" + wrapping.frame_jobs(b"m" * 8, b"w" * 8, 1, b"x", 99)[0],
+        b"\0" + wrapping.write_note(wrapping.Note(1, "id", "q", 1, "why", 0.5)),
+    ],
     "memcached": [b"\0HD s5 f7\r\n", b"\0VA 3 f0\r\nabc\r\n", b"\0SERVER_ERROR x\r\n"],
     "wire": [
         b"\0" + frames.encode("w.1", ["aa"], [("id", b"12345678", 1, [[1, 0, "n", 0.5, [1]]])]),

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("target", ["gearman", "memcached", "wire", "url"])
+@pytest.mark.parametrize("target", ["gearman", "beanstalkd", "memcached", "wire", "url"])
 def test_nothing_comes_through(target: str, tmp_path: Path) -> None:
     fuzzer = Path(__file__).with_name("fuzz.py")
     command = [sys.executable, str(fuzzer), target, f"-runs={RUNS}", "-seed=7", "-verbosity=0"]

@@ -237,7 +237,7 @@ def test_a_server_that_dies_takes_its_calls_along(server):
 
 
 def test_a_server_that_hangs_is_noticed(server, monkeypatch):
-    monkeypatch.setattr("revolve_assistant.providers.gearman.lines.HEARTBEAT", 0.2)
+    monkeypatch.setattr("revolve_assistant.providers.lines.HEARTBEAT", 0.2)
     with Client(url(server) + "?timeout=0.5") as client:
         task = client.submit("nobody", b"")
         task.queued(WAIT)

@@ -14,7 +14,7 @@ import pytest
 from revolve_assistant.engine import EngineState, Lease, Outcome, Parcel, Sink
 from revolve_assistant.messenger import Batch
 from revolve_assistant.providers import memory
-from revolve_assistant.testing import checks, managing, run_checks
+from revolve_assistant.testing import checks, managing, planning, run_checks
 from revolve_assistant.testing import messenger as messenger_checks
 from revolve_assistant.testing import queue as queue_checks
 from revolve_assistant.traits import Traits
@@ -101,7 +101,7 @@ def outcome(check: Callable[..., None], make: Callable[..., Any]) -> str:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up sooner: here we wait for what does not come."""
-    for module in (messenger_checks, queue_checks, managing):
+    for module in (messenger_checks, queue_checks, managing, planning):
         monkeypatch.setattr(module, "PROMPT", 1.0)
     monkeypatch.setattr(checks.eventually, "__kwdefaults__", {"within": 2.0})
 
@@ -312,7 +312,7 @@ class StaysKnown(memory.Queue):
         (WakesNobody, queue_checks.check_wake),
         (HoldsNoKeys, managing.check_unique),
         (HoldsNoKeys, managing.check_unique_race),
-        (HoldsNoKeys, managing.check_fire_unique),
+        (HoldsNoKeys, planning.check_fire_unique),
         (KeepsKeysOfTheBuried, managing.check_unique),
         (PausesNothing, managing.check_pause),
         (ResumesInSilence, managing.check_pause),
@@ -321,8 +321,8 @@ class StaysKnown(memory.Queue):
         (OneTooMany, managing.check_concurrency_now),
         (KeepsLeases, managing.check_concurrency_of_the_lost),
         (FixedWindows, managing.check_rate),
-        (FiresForAll, managing.check_fire),
-        (FiresAnyTime, managing.check_fire),
+        (FiresForAll, planning.check_fire),
+        (FiresAnyTime, planning.check_fire),
         (OldestFirst, managing.check_buried),
         (ExhumesTheTaken, managing.check_exhume),
         (PurgesAtOnce, managing.check_purge),

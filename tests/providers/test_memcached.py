@@ -15,9 +15,10 @@ import pytest
 
 from revolve_assistant.errors import ClientClosed, Unreachable, UsageError
 from revolve_assistant.providers import registry
-from revolve_assistant.providers.memcached import Messenger, block, codec
+from revolve_assistant.providers.memcached import Messenger, block, codec, excused
 from revolve_assistant.providers.memcached.reading import GRACE
 from revolve_assistant.providers.memcached.server import Server
+from revolve_assistant.providers.url import Url
 from revolve_assistant.testing import MessengerConformance
 from revolve_assistant.testing.servers import Memcached
 
@@ -582,3 +583,11 @@ def test_a_forked_child_connects_afresh(made):
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     messenger.write([(channel, b"100")])
     assert frames(messenger, channel, 100, cursor) == [b"%d" % n for n in range(1, 101)]
+
+
+def test_the_kit_excuses_a_server_that_is_too_small_for_the_largest_frames(server):
+    assert excused(Url.parse(f"memcached://{places([server])}")) == {}
+    with Memcached() as small:
+        reasons = excused(Url.parse(f"memcached://{places([server, small])}"))
+        assert reasons == {"largest": "the server has 64 MB of memory: -m 256 holds two frames of 64 MiB"}
+    assert excused(Url.parse(f"memcached://127.0.0.1:{small.port}")) == {}, "nobody there"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import types
@@ -13,8 +14,6 @@ import pytest
 from revolve_assistant.engine import Queue as QueueContract
 from revolve_assistant.errors import ProviderMissing, UnknownProvider, Unsupported, UsageError
 from revolve_assistant.providers import memory, registry
-
-THIRD_PARTY = Path(__file__).parent / "thirdparty"
 
 
 def python(*arguments: str, path: Path | None = None, timeout: float = 120) -> str:
@@ -116,17 +115,90 @@ def test_import_is_cheap() -> None:
     assert python("-c", code).strip() == "[]"
 
 
-def test_a_provider_by_somebody_else(tmp_path: Path) -> None:
-    """Built and installed by pip, found through its entry point, and held to the same kit as ours."""
-    place = tmp_path / "site"
+# ---------------------------------------------------------------- a provider by somebody else
+
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "write-a-provider.md"
+NEEDY = {  # a provider whose library is not there
+    "pyproject.toml": '[project.entry-points."revolve_assistant.providers"]\nneedy = "revolve_toy.needy"',
+    "revolve_toy/needy.py": "import no_such_library_at_all\n",
+}
+FOUND = """
+import pytest
+from revolve_assistant.errors import ProviderMissing, UnknownProvider, UsageError
+from revolve_assistant.providers import registry
+
+assert {"toy", "needy", "memory"} <= set(registry.known())
+assert registry.find("TOY").__name__ == "revolve_toy"
+with pytest.raises(ProviderMissing, match="needy cannot be loaded: No module named 'no_such_library_at_all'"):
+    registry.find("needy")
+with pytest.raises(UnknownProvider, match=r"no provider 'toi'; did you mean 'toy'\\?"):
+    registry.find("toi")
+with pytest.raises(UsageError, match="lese"):
+    registry.engine("toy://x?lese=3")
+"""
+
+
+def files_of(page: str) -> dict[str, str]:
+    """The files that a page shows: path and text."""
+    marked = r"^<!-- file: (\S+) -->\n(?:<!-- not run -->\n)?```\w+\n(.*?)^```$"
+    return dict(re.findall(marked, page, re.M | re.S))
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the package that the page shows, installed by pip into its `site`."""
+    folder = tmp_path_factory.mktemp("revolve-toy")
+    files = files_of(PAGE.read_text(encoding="utf-8"))
+    entries, mark = NEEDY["pyproject.toml"].split("\n")
+    assert entries in files["pyproject.toml"]
+    files["pyproject.toml"] = files["pyproject.toml"].replace(entries, f"{entries}\n{mark}")
+    files["revolve_toy/needy.py"] = NEEDY["revolve_toy/needy.py"]
+    for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    site = folder / "site"
     if find_spec("pip"):
         install = "-m pip install --quiet --no-deps --no-build-isolation --no-index --disable-pip-version-check"
-        python(*install.split(), "--target", str(place), str(THIRD_PARTY), timeout=300)
+        python(*install.split(), "--target", str(site), str(folder), timeout=300)
     else:  # as in an environment made by uv: unpack the wheel by hand
-        code = "import backend, sys; print(backend.build_wheel(sys.argv[1]))"
-        wheel = python("-c", code, str(tmp_path), path=THIRD_PARTY).strip()
-        zipfile.ZipFile(tmp_path / wheel).extractall(place)
-    (place / "test_toy.py").write_text((THIRD_PARTY / "conformance_toy.py").read_text())
-    shown = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(place), "test_toy.py", path=place)
-    assert " passed" in shown
-    assert "skipped" not in shown
+        python("-m", "hatchling", "build", "-t", "wheel", "-d", str(folder / "dist"), path=folder)
+        (wheel,) = (folder / "dist").glob("*.whl")
+        zipfile.ZipFile(wheel).extractall(site)
+    return folder
+
+
+def test_it_is_found_through_its_entry_point(toy: Path) -> None:
+    python("-c", FOUND, path=toy / "site")
+
+
+@pytest.mark.timeout(180)
+def test_it_is_held_to_the_same_kit_as_ours_with_pytest_and_without(toy: Path) -> None:
+    def run(*arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(toy / "site")},
+            cwd=toy,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    tests = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(toy), "tests")
+    doctor = run("-m", "revolve_assistant.cli", "doctor", "--check", "toy://here")
+    shown = tests.communicate(timeout=170)[0]
+    assert tests.returncode == 0, shown
+    counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|skipped|failed)", shown)}
+    told = doctor.communicate(timeout=170)[0]
+    assert doctor.returncode == 0, told
+    sums = re.findall(r"^(queue|messenger): (\d+) ok, (\d+) skipped, 0 failed, in \d+ s$", told, re.M)
+    assert [name for name, _, _ in sums] == ["queue", "messenger"]
+    assert sum(int(ok) for _, ok, _ in sums) == counts["passed"]
+    assert sum(int(skipped) for _, _, skipped in sums) == counts["skipped"]
+    for name, ok, skipped in sums:
+        assert f"{name}: {ok} ok, {skipped} skipped, 0 failed" in PAGE.read_text(encoding="utf-8"), "the page shows it"
+
+
+def test_it_carries_tasks_and_what_they_say(toy: Path) -> None:
+    shown = python("-W", "error", str(toy / "use.py"), path=toy / "site")
+    assert shown == "['started', 'succeeded'] 1000\n1000\n"

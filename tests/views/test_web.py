@@ -224,6 +224,27 @@ def test_what_is_not_allowed_is_refused(caller, make_web):
         assert each.result(60) == "all said"
 
 
+def test_a_token_keeps_a_task_of_this_process_until_it_expires(monkeypatch):
+    import time
+
+    with Client("thread://") as client:
+        ids = []
+        for _ in range(2):
+            task = client.submit(sum, [1, 2])
+            ids.append(task.id)
+            token(client, task.id, seconds=60)
+            assert task.result(30) == 3
+        kept, gone = ids
+        del task
+        token(client, kept, seconds=600)
+        assert [client.attach(each).result(30) for each in ids] == [3, 3]
+        monkeypatch.setattr("revolve_assistant.views.web.tokens.time", lambda: time.time() + 120.0)
+        token(client, kept)
+        assert client.attach(kept).result(30) == 3
+        with pytest.raises(LookupError):
+            client.attach(gone).result(30)
+
+
 def test_a_token_expires_and_is_nothing_else(caller, monkeypatch):
     text = token(caller, "t", seconds=5.0)
     assert check(caller, text) == ({"t"}, False)

@@ -99,6 +99,7 @@ class Client(Steering, Scheduling, Patient, concurrent.futures.Executor):
         self._maps: set[Any] = set()
         self._ends: tuple[deque[tuple[Task[Any], str, str]], ...] = ()  # of those who want to see them
         self._known: weakref.WeakValueDictionary[str, Task[Any]] = weakref.WeakValueDictionary()
+        self._held: dict[str, tuple[float, Task[Any]]] = {}  # for those who have tokens, until they expire
         self._lock = threading.Lock()
         self._drained: list[Callable[[], None]] = []
         self._shut = False
@@ -419,7 +420,7 @@ class Client(Steering, Scheduling, Patient, concurrent.futures.Executor):
         return str(self._engine.stack(parcel))
 
     def show(self) -> None:
-        """Draw live bars of all tasks on stderr until none is left. Blocks."""
+        """Draw live bars of all tasks, on stderr or in a notebook, until none is left. As `Task.show`."""
         from ..views.show import show
 
         show(list(self._tasks.values()))

@@ -1,7 +1,7 @@
 """The queue of a client once more: to look into it and to steer it, while the client's own threads use theirs.
 
 Nothing is opened before the first call. A queue that was given as an object is used as it is: what has the trait
-`manages` may be managed from any thread.
+`manages` or `buries` may be managed from any thread.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def desk_of(client: Any) -> Desk:
     if not (client._remote and engine.lets_go):
         what = type(engine).__module__.rpartition(".")[2]
         raise Unsupported(f"{what} is no queue that can be looked into or steered: redis and sqlite are")
-    if not engine.traits.manages:
+    if not (engine.traits.manages or engine.traits.buries):
         raise Unsupported(f"{engine.place} cannot be looked into or steered: redis and sqlite can")
     with client._lock:
         if engine.desk is None:

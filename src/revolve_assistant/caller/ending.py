@@ -295,6 +295,7 @@ class Ending:
         """End here what goes on elsewhere."""
         self._settle("lost", "", ClientClosed(text))
         if self._client._remote and isinstance(self._exception, ClientClosed):  # it goes on: that is no failure
+            self._stale = True
             self._disarm()
 
 

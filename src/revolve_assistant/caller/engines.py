@@ -24,14 +24,14 @@ def choose_engine(
     if url is None:
         url = os.environ.get("REVOLVE_URL") or "process://"
     if not isinstance(url, concurrent.futures.Executor) and url != "process://":
-        from ..providers.carriers import choose, is_queue
+        from ..providers.carriers import choose, is_elsewhere
 
-        if is_queue(url):
+        if is_elsewhere(url):
             from .remote import Remote
 
             if max_workers is not None or initializer is not None:
                 raise UsageError(
-                    "a queue's workers are started elsewhere (revolve worker): leave max_workers and initializer out"
+                    "what runs these tasks is started elsewhere (revolve worker): leave max_workers and initializer out"
                 )
             pending = {"max_pending": options.pop("max_pending")} if "max_pending" in options else {}
             return Remote(choose(url, messenger, secret, namespace, **options), driven=driven, **pending)

@@ -105,7 +105,7 @@ class Outbox:
         if self.again:
             self._say_again(parcels)
         try:
-            if logs:
+            if logs or remote.queue.needs_messenger:
                 seconds = EXPIRY + max([parcel.delay for parcel in parcels])
                 others = remote.queue.submit_and_keep(
                     parcels, _Nobody, remote.messenger, logs, seconds=seconds, cap=LOG_CAP

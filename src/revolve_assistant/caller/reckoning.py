@@ -18,6 +18,7 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from ..engine import Queue
 from ..errors import TaskLost, Untrusted
 from ..pool.reports import REPORT_LOST, REPORT_RAISED
 from ..wire import control
@@ -115,6 +116,8 @@ class Reckoning:
     def _say_lonely(self) -> None:
         """Nothing was heard of any worker: they are busy, or there is none, or none for these queues."""
         remote = self._remote
+        if not isinstance(remote.queue, Queue):
+            return  # it starts what runs tasks by itself, and takes its time
         queues = {job.parcel.queue for job in list(remote.jobs.values())}
         if remote.queue.traits.manages:
             served = [read(key, about).queues for key, about in remote.queue.workers().items()]
@@ -208,7 +211,9 @@ class Reckoning:
         Whoever submitted it sends it again if it was lost, and a program outside of any queue may be silent as long as
         it likes: its log says when it is over.
         """
-        if job.log is None or (not job.started and not job.log.box.heard and now - job.heard > max(ORPHAN, job.within)):
+        finds = self._remote.queue.traits.finds  # else it may well wait there
+        silent = finds and not job.started and now - job.heard > max(ORPHAN, job.within)
+        if job.log is None or (silent and not job.log.box.heard):
             text = f"task {job.parcel.id} is not in {self._remote.place} any more"
             self._remote.end(job, REPORT_LOST, TaskLost(text))
         self._doubts.pop(job, None)

@@ -89,6 +89,7 @@ class Remote:
         self.sender: threading.Thread | None = None
         self.reader: threading.Thread | None = None
         self.away_since = 0.0  # monotonic seconds since when a server does not answer; 0: all do
+        self._reader_away = False  # it was the reader that found out
         self.trouble: ProviderError | None = None
         self.worker_seen = False
         self._lock = threading.Lock()
@@ -328,7 +329,7 @@ class Remote:
 
     def known_to_queue(self, task_id: str) -> bool:
         """Asks it. On the sender's thread."""
-        return self.queue.state([task_id]).get(task_id, "unknown") != "unknown"
+        return bool(self.queue.state([task_id]).get(task_id, "unknown") != "unknown")
 
     def post(self, channel: str, sealed: bytes) -> None:
         """Have a message written."""
@@ -388,6 +389,7 @@ class Remote:
                 return
             except ProviderError as error:
                 self.lost_touch(error)
+                self._reader_away = self._reader_away or loop == self._read
                 if self._closing:
                     return
                 with self._lock:
@@ -502,7 +504,10 @@ class Remote:
                     self._work.wait()
                 if self._closing:
                     return
-            self.take_all(wait if wanted else LINGER / 2)
+            self.take_all(0.0 if self._reader_away else wait if wanted else LINGER / 2)
+            if self._reader_away:  # it answers, although it may have nothing to say
+                self._reader_away = False
+                self.in_touch()
 
     def take_all(self, wait: float) -> int:
         """Read the inbox and all logs that are watched, and report what came. As `take`."""

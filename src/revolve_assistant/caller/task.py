@@ -76,7 +76,7 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
     _noted = False
     _unique: str | None = None
     _attached = False  # somebody else's
-    _stale = False  # it has ended, and its id may mean another run by now
+    _stale = False  # it has ended here; its id goes on elsewhere, or may mean another run by now
 
     def __init__(self, client: Client, parcel: Parcel, options: Options) -> None:
         self._client = client
@@ -295,7 +295,10 @@ class Task(Hearing, concurrent.futures.Future[T]):  # type: ignore[override]
             self.emit(name, *args)
 
     def show(self) -> Task[T]:
-        """Draw a live bar on stderr until the task ends; returns the task. Blocks."""
+        """Draw a live bar, on stderr or in a notebook, until the task ends; returns the task. Blocks.
+
+        Raises `UsageError` in the event loop that serves the task: `await asyncio.to_thread(task.show)`.
+        """
         from ..views.show import show
 
         show([self])

@@ -13,6 +13,7 @@ COMMANDS = {
     "run": "run a function once for each item, in parallel, with live progress",
     "demo": "see it work: real work in child processes, in under 15 seconds, no server",
     "worker": "take tasks from a queue and run them here",
+    "ironworker": "run the task of an IronWorker container, as the command of its image",
     "report": "run a command and report it: output, progress, exit code, death",
     "emit": "say an event of a shell script, a cron job, any program",
     "doctor": "say what is wrong with an address, and what to do about it",

@@ -39,12 +39,12 @@ def add_flags(command: Command) -> None:
 def open_client(found: argparse.Namespace) -> Client:
     """A client of the queue. Raises `UsageError`, `UnknownProvider`, `ProviderMissing`."""
     from ..caller.client import Client
-    from ..providers.carriers import is_queue
+    from ..providers.carriers import is_elsewhere
 
     url = found.url or os.environ.get("REVOLVE_URL")
     if not url:
         raise UsageError("which queue? say --url, such as redis://localhost, or set REVOLVE_URL")
-    if not is_queue(url):
+    if not is_elsewhere(url):
         from ..providers.url import Url
 
         raise UsageError(f"{Url.parse(url)} is no queue that other programs could reach")

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from ..views.bars import AnyBars
 
 LOOK = 0.5  # seconds between two looks whether the server answers at all
+GLANCE = 0.1  # the same where somebody may press a key
 SILENT = 2.0  # seconds after which it is said that nothing is to be seen
 MOST_HELD = 1000  # events that wait while somebody types
 EPILOG = """\
 A question can be answered right here, on a terminal; elsewhere by `revolve send ID answer …`.
+On a terminal `c` cancels the tasks, by the ladder of `revolve cancel`, and shows how they end.
 Ctrl-C leaves the tasks alone: they go on, and can be watched again.
 
 exit codes: 0 succeeded, 1 failed (or no server answers), 2 the call was wrong, 3 cancelled, 4 lost or unknown,
@@ -98,12 +100,15 @@ class _Heard:
 
 
 def _watch(client: Client, tasks: Sequence[Task[Any]], command: str, tracebacks: bool) -> int:
-    from ..views.asking import SETTLED, Asking
+    from ..views.asking import SETTLED, Asking, is_attended
     from ..views.bars import open_bars
+    from ..views.keys import Keys
 
     heard = _Heard(client, tasks)
-    with open_bars() as bars:
+    with open_bars() as bars, Keys(is_attended()) as keys:
         asking = Asking(bars)
+        if asking.attended:
+            bars.line("(Ctrl-C detaches, c cancels)")
         shown = _Shown(command, bars, asking, tracebacks, len(tasks) > 1)
         patient_until = monotonic() + SILENT
         while heard.left:
@@ -111,8 +116,11 @@ def _watch(client: Client, tasks: Sequence[Task[Any]], command: str, tracebacks:
                 patient_until = float("inf")
                 shown.wait(heard.silent.values())
             if asking.due and heard.up_to_date:
-                _answer(heard, asking, shown)
-            found = heard.next(SETTLED if asking else LOOK)
+                with keys.away():
+                    _answer(heard, asking, shown)
+            if "c" in keys.get():
+                shown.cancel([heard.tasks[id] for id in heard.left])
+            found = heard.next(SETTLED if asking else GLANCE if asking.attended else LOOK)
             if found is not None:
                 shown.take(*found)
     return heard.code
@@ -150,6 +158,12 @@ class _Shown:
         """Say of tasks that nothing was heard of them."""
         for task in tasks:
             self._bars.line(f"{task.id} waits: nobody has begun it yet")
+
+    def cancel(self, tasks: Sequence[Task[Any]]) -> None:
+        """Have tasks stopped, and say so."""
+        for task in tasks:
+            task.cancel()
+            self._bars.line(f"{self._label(task)}: cancelling")
 
     def note(self, event: Event, task: Task[Any]) -> None:
         """What has to be known at once."""

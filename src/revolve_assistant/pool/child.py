@@ -63,7 +63,7 @@ _length = struct.Struct("<I")
 READ = 64 << 10  # bytes taken from a socket at once; more would be mapped and unmapped by malloc at every call
 SMALL = 64 << 10  # bytes or characters up to which an atom travels as it is
 LARGE = 8 << 20  # bytes of a pickle from which it travels in shared memory
-
+AGAIN = 0.005  # seconds until a signal that was not heeded is sent again
 
 _UNBROKEN = frozenset(
     os.path.join(os.path.dirname(os.path.dirname(api.__file__)), *names)
@@ -349,15 +349,17 @@ class PlainChild(Child):
         start_new_thread(self._insist, (seq,))
 
     def _insist(self, seq: int) -> None:
-        """Signal the main thread again while it was in the middle of our own code when the signal came."""
+        """Signal the main thread until it heeds one: not in our own code, nor just before a system call that waits."""
         from .threads import serving
 
         serving.add(get_ident())
+        pause = AGAIN
         while self.words[at.ENDED] < seq:
-            sleep(0.005)
-            if self.deferred:
-                self.deferred = False
-                signal.pthread_kill(self.main_thread, signal.SIGINT)
+            sleep(pause)
+            if self.deferred or not self.interrupted:
+                pause, self.deferred = AGAIN if self.deferred else min(2 * pause, 100 * AGAIN), False
+                if _signal.getsignal(signal.SIGINT) == self._on_sigint:
+                    signal.pthread_kill(self.main_thread, signal.SIGINT)
         serving.discard(get_ident())
 
     def serve(self) -> None:

@@ -1,4 +1,5 @@
-"""The pair that a remote task travels on: a Queue that takes it there, a Messenger that brings events back.
+"""The pair that a remote task travels on: what takes it there (a Queue, or an Engine that is elsewhere), and a
+Messenger that brings events back.
 
 Client and Worker choose them here alike, so that the same words on both sides mean the same place.
 """
@@ -8,7 +9,9 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple
 
-from ..engine import Queue
+from msgspec.structs import replace
+
+from ..engine import Engine, Queue
 from ..errors import UsageError
 from ..messenger import Messenger
 from ..wire.named import NamedMessenger, public_address
@@ -17,18 +20,18 @@ from ..wire.secret import keyring
 from . import registry
 from .url import Url
 
-_NAMED_BY_PATH = frozenset({"gearman", "memcached", "beanstalkd"})  # schemes whose path is the namespace
+_NAMED_BY_PATH = frozenset({"gearman", "memcached", "beanstalkd", "ironmq"})  # schemes whose path is the namespace
 _NAMED_BY_OPTION = frozenset(
-    {"redis", "rediss", "redis+unix", "redis+sentinel", "sqlite"}
+    {"redis", "rediss", "redis+unix", "redis+sentinel", "sqlite", "ironworker"}
 )  # whose option `namespace` is it
 _NAMESPACE = "assistant"
 
 
 class Carriers(NamedTuple):
-    """What a remote task travels on. `place` names the queue's address for people, without a password; `natural` is the
-    messenger's address as `wire.named` has it, "" for an object."""
+    """What a remote task travels on. `queue` is a Queue, or an Engine that runs tasks elsewhere. `place` names its
+    address for people, without a password; `natural` is the messenger's as `wire.named` has it, "" for an object."""
 
-    queue: Queue
+    queue: Any
     messenger: Messenger
     keys: Keyring
     namespace: str
@@ -46,8 +49,21 @@ def is_queue(url: Any) -> bool:
     return found is not None and not getattr(found, "__abstractmethods__", None)
 
 
+def is_elsewhere(url: Any) -> bool:
+    """Whether this is a Queue, or another Engine that runs tasks elsewhere, or an address of one. As `is_queue`."""
+    if isinstance(url, Engine):
+        return not url.traits.local
+    if not isinstance(url, (str, Url)):
+        return False
+    if is_queue(url):
+        return True
+    found = getattr(registry.find(Url.parse(url).scheme), "Engine", None)
+    abstract = found is None or getattr(found, "__abstractmethods__", None)
+    return not abstract and found is not None and not found.traits.local
+
+
 def choose(
-    url: str | Url | Queue,
+    url: str | Url | Engine,
     messenger: str | Url | Messenger | NamedMessenger | None,
     secret: Any,
     namespace: str = _NAMESPACE,
@@ -55,7 +71,7 @@ def choose(
 ) -> Carriers:
     """The carriers, not opened. Raises `UsageError`, `UnknownProvider`, `ProviderMissing`, `Unsupported`."""
     urls: list[Url] = []
-    if isinstance(url, Queue):
+    if isinstance(url, Engine):
         if options:
             raise UsageError(f"a queue object brings its own settings: leave {', '.join(options)} out")
         queue, address = url, None
@@ -63,7 +79,7 @@ def choose(
         address, namespace = _named(Url.parse(url), namespace)
         urls.append(address)
         made = registry.engine(address, **options)
-        if not isinstance(made, Queue):
+        if made.traits.local:
             raise UsageError(f"{address} is no queue")
         queue = made
     carrier = messenger if messenger is not None else os.environ.get("REVOLVE_MESSENGER") or None
@@ -92,3 +108,12 @@ def _named(address: Url, namespace: str) -> tuple[Url, str]:
         if namespace != _NAMESPACE:
             address = address.with_options({"namespace": namespace})
     return address, namespace
+
+
+def apart(address: Url, namespace: str) -> Url | None:
+    """The same place in another namespace; None: the provider has none that could be told by an address."""
+    if address.scheme in _NAMED_BY_PATH:
+        return replace(address, path=namespace)
+    if address.scheme in _NAMED_BY_OPTION:
+        return address.with_options({"namespace": namespace})
+    return None

@@ -7,14 +7,14 @@ and raises nothing for what it finds. One without it is opened and closed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any, Literal
 
 import msgspec
 
-from ..errors import AssistantError, UsageError
+from ..errors import AssistantError
 from ..wire.secret import find, ring
 from . import registry
+from .checking import has
 from .url import Url
 
 
@@ -37,44 +37,13 @@ def diagnose(address: str) -> list[Finding]:
         module = registry.find(url.scheme)
     except AssistantError as error:
         return [Finding("wrong", "address", str(error))]
-    kinds = [kind for kind in ("Queue", "Engine", "Messenger") if _has(module, kind)]
+    kinds = [kind for kind in ("Queue", "Engine", "Messenger") if has(module, kind)]
     carries = {"Queue": "tasks for workers", "Engine": "tasks", "Messenger": "messages"}
     found = [Finding("ok", "provider", f"{url.scheme} carries {' and '.join(carries[kind] for kind in kinds)}")]
     if "Queue" in kinds or kinds == ["Messenger"]:
         found.append(_secret(url))
     look = getattr(module, "diagnose", None)
     return found + (look(url) if look is not None else _open(url, kinds))
-
-
-def check(address: str) -> list[tuple[str, str, str]]:
-    """Run the conformance kit on it: `(queue or messenger, check, outcome)` each. Raises as `registry.engine`."""
-    from ..testing import run_checks
-
-    url = Url.parse(address)
-    module = registry.find(url.scheme)
-    excuses = getattr(module, "excused", None)
-    excused: Mapping[str, str] = {} if excuses is None else excuses(url)
-    results = []
-    if _has(module, "Queue"):
-        make: Any = lambda: registry.engine(url)  # noqa: E731 - the kit reads its signature
-        try:
-            registry.engine(url, lease=1.0)
-        except (UsageError, TypeError):
-            pass
-        else:
-            make = lambda lease=30.0: registry.engine(url, lease=lease)  # noqa: E731
-        results += [("queue", *each) for each in run_checks("queue", make, excused=excused)]
-    if _has(module, "Messenger"):
-        checked = run_checks("messenger", lambda: registry.messenger(url), excused=excused)
-        results += [("messenger", *each) for each in checked]
-    if not results:
-        raise UsageError(f"{url.scheme} has neither a Queue nor a Messenger: there is nothing to check")
-    return results
-
-
-def _has(module: ModuleType, kind: str) -> bool:
-    found = getattr(module, kind, None)
-    return found is not None and not getattr(found, "__abstractmethods__", None)
 
 
 def _secret(url: Url) -> Finding:

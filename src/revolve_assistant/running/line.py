@@ -15,6 +15,7 @@ How an exit of the interpreter meets a block that was not left: an `atexit` func
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import threading
@@ -147,8 +148,6 @@ class Line:
 
     def _speak(self) -> None:
         """Write what there is, wait for more; returns when there was nothing for long."""
-        from .hearing import Hearing
-
         last = monotonic() - GATHER
         while True:
             batch = self._gather(last)
@@ -156,10 +155,17 @@ class Line:
                 return
             self._write(batch)
             if self._hearing is None and any(not each.loose for each, _, _ in batch.parts):
-                self._hearing = Hearing(self)
-                self._hearing.start()
+                self._listen()
             last = monotonic()
             self._settle(batch)
+
+    def _listen(self) -> None:
+        from .hearing import Hearing
+
+        hearing = Hearing(self)
+        with contextlib.suppress(RuntimeError):  # the interpreter ends, and takes no more threads (Python 3.12)
+            hearing.start()
+            self._hearing = hearing
 
     def _gather(self, last: float) -> _Batch | None:
         """What is to be written now; waits for it. None: nobody reports any more."""

@@ -28,12 +28,17 @@ __all__ = [
 
 
 def run_checks(
-    kind: Literal["messenger", "queue"], make: Callable[..., Any], *, excused: Mapping[str, str] | None = None
+    kind: Literal["messenger", "queue"],
+    make: Callable[..., Any],
+    *,
+    excused: Mapping[str, str] | None = None,
+    heard: Callable[[str, str], object] | None = None,
 ) -> list[tuple[str, str]]:
     """Run every check of a kind; `(name, "ok" | "skipped: …" | "FAILED: …")` of each, in order.
 
     `make()` gives a fresh, unopened object on the same carrier at every call; for queues it should accept
     `lease=seconds`. Blocks for about 20 s on a sound provider, at most 90 s a check on a broken one. Uses names of
-    its own, so that it may run against a server in use. `excused` maps names of checks to reasons to skip them.
+    its own, so that it may run against a server in use. `excused` maps names of checks to reasons to skip them;
+    `heard(name, outcome)` is called after each.
     """
-    return run_all(MESSENGER_CHECKS if kind == "messenger" else QUEUE_CHECKS, make, excused)
+    return run_all(MESSENGER_CHECKS if kind == "messenger" else QUEUE_CHECKS, make, excused, heard)

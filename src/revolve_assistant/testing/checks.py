@@ -148,9 +148,15 @@ def run(check: Check, make: Callable[..., Any], excused: Mapping[str, str] | Non
 
 
 def run_all(
-    checks: Sequence[Check], make: Callable[..., Any], excused: Mapping[str, str] | None = None
+    checks: Sequence[Check],
+    make: Callable[..., Any],
+    excused: Mapping[str, str] | None = None,
+    heard: Callable[[str, str], object] | None = None,
 ) -> list[tuple[str, str]]:
-    """Run them all; `(name, "ok" | "skipped: …" | "FAILED: …")` of each. Never raises on a failing check."""
+    """Run them all; `(name, "ok" | "skipped: …" | "FAILED: …")` of each, which `heard` is told as they come.
+
+    Never raises on a failing check.
+    """
     results = []
     for check in checks:
         try:
@@ -162,6 +168,8 @@ def run_all(
             detail = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
             outcome = f"FAILED: {detail}"
         results.append((name_of(check), outcome))
+        if heard is not None:
+            heard(*results[-1])
     return results
 
 

@@ -1,4 +1,4 @@
-"""What every Queue with the trait `manages` must do, as checks; see `queue`, which they are part of."""
+"""What every Queue with the trait `manages` (or `buries`) must do, as checks; see `queue`, which they are part of."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ FAR_OFF = 4e9  # Unix seconds
 
 
 @contextlib.contextmanager
-def _managed(make: Callable[[], Queue], count: int = 2) -> Iterator[list[Queue]]:
+def managed(make: Callable[[], Queue], count: int = 2) -> Iterator[list[Queue]]:
     needs(make().traits.manages, "cannot be looked into or steered")
     with opened(make, count) as queues:
         yield queues
 
 
 @contextlib.contextmanager
+def _burying(make: Callable[[], Queue], count: int = 2) -> Iterator[list[Queue]]:
+    traits = make().traits
+    needs(traits.manages or traits.buries, "keeps no buried tasks that could be looked at")
+    with opened(make, count) as queues:
+        yield queues
+
+
+@contextlib.contextmanager
 def _ruled(queue: Queue, name: str, **changes: Any) -> Iterator[None]:
-    """A rule for as long as the block lasts: the server may be in use."""
+    """A rule for as long as the block lasts: the server may be in use. Nothing where there are no rules."""
+    if not queue.traits.manages:
+        yield
+        return
     queue.set_rule(name, **changes)
     try:
         yield
     finally:
         queue.set_rule(name, paused=False, concurrency=None, rate=None)
-
-
-@contextlib.contextmanager
-def _planned(queue: Queue, *plans: Plan) -> Iterator[None]:
-    for plan in plans:
-        queue.plan(*plan)
-    try:
-        yield
-    finally:
-        for plan in plans:
-            queue.unplan(plan.key)
 
 
 def _count(queue: Queue, name: str) -> Count:
@@ -52,7 +52,7 @@ def _count(queue: Queue, name: str) -> Count:
     return found[0]._replace(oldest=0.0) if found else Count(name)
 
 
-def _waiting(taker: Queue, name: str) -> Aside:
+def waits_long(taker: Queue, name: str) -> Aside:
     """One take that waits for long: it gets a task in time only if it hears of it."""
     return entered(take_for, taker, name, 1, min(PATIENCE, taker.traits.max_wait))
 
@@ -77,7 +77,7 @@ def _sight(one: Buried | None) -> tuple[Any, ...] | None:
 
 def check_counts(make: Make) -> None:
     """`counts` says how many tasks of each queue are where, and leaves empty queues out."""
-    with _managed(make) as (giver, taker):
+    with _burying(make) as (giver, taker):
         name, other = fresh(), fresh()
         equal(_count(giver, name), Count(name), "counts of a queue that never was")
         submit(giver, *some(name, 5), *some(other, 1))
@@ -99,7 +99,7 @@ def check_counts(make: Make) -> None:
 
 def check_buried(make: Make) -> None:
     """Buried tasks are listed, the latest first, with all that is known of them, until they are submitted anew."""
-    with _managed(make) as (giver, taker):
+    with _burying(make) as (giver, taker):
         name = fresh()
         submit(giver, *some(name, 3, name=f"{name}:work"))
         for n in range(3):
@@ -125,7 +125,7 @@ def check_buried(make: Make) -> None:
 
 def check_exhume(make: Make) -> None:
     """`exhume` takes out, once, what nobody has taken or what is buried, and nothing else."""
-    with _managed(make) as (giver, taker):
+    with _burying(make) as (giver, taker):
         name = fresh()
         work = f"{name}:work"
         submit(giver, *some(name, 4, name=work))
@@ -142,7 +142,8 @@ def check_exhume(make: Make) -> None:
         equal(giver.exhume(f"{name}.0"), None, "exhume of a buried one, again")
         equal(_buried(giver, name), [], "buried tasks at the end")
         with _ruled(giver, work, paused=True):
-            none_left(taker, name, "tasks of a paused function")
+            if giver.traits.manages:
+                none_left(taker, name, "tasks of a paused function")
             equal(_sight(giver.exhume(f"{name}.3")), (f"{name}.3", b"3", name, 0, "", work), "exhume of a blocked task")
             equal(_count(giver, name), Count(name, leased=1), "counts")
         taker.settle([(leased, Outcome("release"))])
@@ -159,7 +160,7 @@ def check_exhume(make: Make) -> None:
 
 def check_purge(make: Make) -> None:
     """`purge` takes out, in pages, what nobody has taken of one queue, or what is buried of it."""
-    with _managed(make) as (giver, taker):
+    with _burying(make) as (giver, taker):
         name, other = fresh(), fresh()
         work = f"{name}:work"
         submit(giver, *some(name, 9, name=work), *some(other, 1, name=work))
@@ -167,7 +168,8 @@ def check_purge(make: Make) -> None:
         _bury(taker, name)
         leased = take(taker, name)[0]
         with _ruled(giver, work, paused=True):
-            none_left(taker, name, "tasks of a paused function")
+            if giver.traits.manages:
+                none_left(taker, name, "tasks of a paused function")
             submit(giver, Parcel(f"{name}.free", queue=name))
             late = giver.traits.delays
             if late:
@@ -193,7 +195,7 @@ def check_purge(make: Make) -> None:
 
 def check_unique(make: Make) -> None:
     """A key is held by one task until that is done, buried, cancelled or taken out; who comes second is told."""
-    with _managed(make) as (giver, taker):
+    with managed(make) as (giver, taker):
         name, key = fresh(), fresh("key")
 
         def give(id: str, **fields: Any) -> dict[str, str]:
@@ -232,7 +234,7 @@ def check_unique(make: Make) -> None:
 
 def check_unique_race(make: Make) -> None:
     """Of several that submit with one key at the same time, one is taken in, and the others are told the same one."""
-    with _managed(make, 4) as queues:
+    with managed(make, 4) as queues:
         name = fresh()
         for turn in range(5):
             start = threading.Barrier(len(queues))
@@ -257,7 +259,7 @@ def check_unique_race(make: Make) -> None:
 
 def check_rules(make: Make) -> None:
     """A rule changes field by field, is listed while it says something, and refuses what is none."""
-    with _managed(make) as (queue, other):
+    with managed(make) as (queue, other):
         name = f"{fresh()}:a b"
         with _ruled(queue, name, concurrency=2, rate=5, per=60):
             equal(queue.set_rule(name, paused=True, rate=None)[:4], (name, True, 2, None), "the rule that results")
@@ -272,7 +274,7 @@ def check_rules(make: Make) -> None:
 
 def check_pause(make: Make) -> None:
     """Nothing of a paused function is taken, others go on; once it is resumed a waiting take gets it at once."""
-    with _managed(make, 3) as (giver, taker, other):
+    with managed(make, 3) as (giver, taker, other):
         name = fresh()
         even, odd = f"{name}:even", f"{name}:odd"
         submit(giver, *[Parcel(f"{name}.{n}", queue=name, name=odd if n % 2 else even) for n in range(8)])
@@ -283,11 +285,11 @@ def check_pause(make: Make) -> None:
             equal(_count(giver, name), Count(name, blocked=4, leased=4), "counts")
             equal(state(giver, f"{name}.2"), "queued", "state of a paused task")
             equal(giver.cancel(f"{name}.2"), True, "cancel of a paused task")
-            waiting = _waiting(taker, name)
+            waiting = waits_long(taker, name)
             submit(giver, Parcel(f"{name}.8", queue=name, name=odd))
             leases += waiting.result(PROMPT, "a take hears of what is not paused")
             equal(leases[-1].id, f"{name}.8", "what the waiting take got")
-            waiting = _waiting(taker, name)
+            waiting = waits_long(taker, name)
             none_left(other, name, "what another take finds meanwhile")
             equal(giver.set_rule(even, paused=False).paused, False, "the rule that results")
             leases += waiting.result(PROMPT, "a waiting take gets what is resumed")
@@ -300,7 +302,7 @@ def check_pause(make: Make) -> None:
 def check_concurrency(make: Make) -> None:
     """However many takers there are, no more tasks of a function are taken at once than its rule allows."""
     count, most = 60, 3
-    with _managed(make, 3) as (giver, *takers):
+    with managed(make, 3) as (giver, *takers):
         name = fresh()
         work = f"{name}:work"
         lock = threading.Lock()
@@ -344,7 +346,7 @@ def check_concurrency(make: Make) -> None:
 
 def check_concurrency_now(make: Make) -> None:
     """A limit counts what is taken already, holds what is above back as blocked, and each one that ends lets one in."""
-    with _managed(make, 4) as (giver, worker, taker, other):
+    with managed(make, 4) as (giver, worker, taker, other):
         name = fresh()
         work = f"{name}:work"
         submit(giver, *some(name, 6, name=work))
@@ -356,11 +358,11 @@ def check_concurrency_now(make: Make) -> None:
             none_left(taker, name, "tasks while as many are taken as are allowed")
             leases: list[Lease] = []
             for lease, end in ((second, Outcome("bury")), (third, DONE)):
-                waiting = _waiting(taker, name)
+                waiting = waits_long(taker, name)
                 none_left(other, name, "what another take finds meanwhile")
                 worker.settle([(lease, end)])
                 leases += waiting.result(PROMPT, "a waiting take gets the place")
-            waiting = _waiting(taker, name)
+            waiting = waits_long(taker, name)
             none_left(other, name, "what another take finds meanwhile")
             giver.set_rule(work, concurrency=None)
             leases += waiting.result(PROMPT, "a waiting take hears that the limit is gone")
@@ -371,7 +373,7 @@ def check_concurrency_now(make: Make) -> None:
 
 def check_concurrency_of_the_lost(make: Make) -> None:
     """A place is free again once the lease that had it ends."""
-    with _managed(brief(make, 1.0), 2) as (lost, taker):
+    with managed(brief(make, 1.0), 2) as (lost, taker):
         name = fresh()
         work = f"{name}:work"
         with _ruled(taker, work, concurrency=1):
@@ -388,7 +390,7 @@ def check_concurrency_of_the_lost(make: Make) -> None:
 def check_rate(make: Make) -> None:
     """No more tasks of a function are taken in any `per` seconds than its rule allows, and takers wake in time."""
     count, rate, per = 12, 4, 0.6
-    with _managed(make, 3) as (giver, *takers):
+    with managed(make, 3) as (giver, *takers):
         name = fresh()
         work = f"{name}:work"
         lock = threading.Lock()
@@ -428,7 +430,7 @@ def check_rate(make: Make) -> None:
             claim(taken[-1][0] - taken[0][0] < late, "takers slept on when there was room")
             submit(giver, *[Parcel(f"{name}.more.{n}", queue=name, name=work) for n in range(rate + 1)])
             leases = take(takers[0], name, rate, limit=rate)
-            waiting = _waiting(takers[1], name)
+            waiting = waits_long(takers[1], name)
             leases += waiting.result(per + PROMPT, "a waiting take wakes when the window has moved")
             equal(len(leases), rate + 1, "tasks taken")
             takers[0].settle([(lease, DONE) for lease in leases[:rate]])
@@ -436,98 +438,12 @@ def check_rate(make: Make) -> None:
             none_left(takers[0], name, "tasks at the end")
 
 
-# ---- plans
-
-
-def check_plans(make: Make) -> None:
-    """Plans are set, replaced, listed by their keys and removed; `overdue` gives those that are due."""
-    with _managed(make) as (queue, other):
-        a, b = fresh("plan.a"), fresh("plan.b")
-        keys = (a, b)
-        with _planned(queue, Plan(b, b"\x00b", FAR_OFF), Plan(a, b"spec a", FAR_OFF)):
-            found = [plan for plan in other.plans() if plan.key in keys]
-            equal(found, [Plan(a, b"spec a", FAR_OFF), Plan(b, b"\x00b", FAR_OFF)], "plans")
-            equal([plan for plan in other.overdue().plans if plan.key in keys], [], "plans that are due")
-            queue.plan(a, b"new", LONG_AGO)
-            overdue = other.overdue()
-            equal([plan for plan in overdue.plans if plan.key in keys], [Plan(a, b"new", LONG_AGO)], "what is due")
-            claim(abs(overdue.now - time.time()) < 3600, f"now is {overdue.now}")
-            claim(overdue.next > overdue.now, f"to look again at {overdue.next}, and now is {overdue.now}")
-            soon = overdue.now + 30.25
-            queue.plan(a, b"new", soon)
-            overdue = other.overdue()
-            equal([plan for plan in overdue.plans if plan.key in keys], [], "what is due")
-            claim(overdue.next <= soon, f"to look again at {overdue.next}, and a plan is due at {soon}")
-            equal(queue.unplan(a), True, "unplan")
-            equal(other.unplan(a), False, "unplan, again")
-            equal([plan.key for plan in other.plans() if plan.key in keys], [b], "plans that are left")
-
-
-def check_fire(make: Make) -> None:
-    """Of several that fire a plan at the same `due` exactly one does, and its parcel is a task from then on."""
-    with _managed(make, 3) as (taker, *queues):
-        name = fresh()
-        with _planned(taker, Plan(name, b"spec", LONG_AGO)):
-            for turn in range(20):
-                due = LONG_AGO + turn
-                plan = Plan(name, b"spec", due)
-                start = threading.Barrier(len(queues))
-
-                def fire(number: int, plan: Plan = plan, start: threading.Barrier = start) -> bool:
-                    parcel = Parcel(f"{name}.{plan.due}.{number}", body=b"fired", queue=name)
-                    start.wait(PATIENCE)
-                    return queues[number].fire(plan, plan.due + 1, parcel)
-
-                firing = [Aside(fire, number) for number in range(len(queues))]
-                found = [one.result(PATIENCE, "it fires") for one in firing]
-                equal(sorted(found), [False, True], "answers of those that fire")
-                lease = take(taker, name)[0]
-                expected = (f"{name}.{due}.{found.index(True)}", b"fired", 1)
-                equal((lease.id, lease.body, lease.deliveries), expected, "the task fired")
-                none_left(taker, name, "tasks beyond the one fired") if turn == 0 else None
-                taker.settle([(lease, DONE)])
-            none_left(taker, name, "tasks at the end")
-            now = next(plan for plan in taker.plans() if plan.key == name)
-            equal(now, Plan(name, b"spec", LONG_AGO + 20), "the plan at last")
-            equal(queues[0].fire(now, FAR_OFF, None), True, "firing nothing")
-            equal(queues[1].fire(now, FAR_OFF, Parcel(f"{name}.x", queue=name)), False, "firing what somebody else has")
-            gone = Plan(fresh("plan"), b"", LONG_AGO)
-            equal(queues[0].fire(gone, FAR_OFF, Parcel(f"{name}.y", queue=name)), False, "firing what is no plan")
-            none_left(taker, name, "tasks at the end")
-            queues[0].plan(name, b"spec", LONG_AGO)
-            waiting = _waiting(taker, name)
-            equal(queues[0].fire(Plan(name, b"spec", LONG_AGO), FAR_OFF, Parcel(f"{name}.z", queue=name)), True, "fire")
-            lease = waiting.result(PROMPT, "a waiting take gets what is fired")[0]
-            taker.settle([(lease, DONE)])
-
-
-def check_fire_unique(make: Make) -> None:
-    """What is fired while another task holds its key is not submitted, and its time is passed over."""
-    with _managed(make) as (queue, taker):
-        name = fresh()
-        plan = Plan(name, b"", LONG_AGO)
-        with _planned(queue, plan):
-            submit(queue, Parcel(f"{name}.first", queue=name, unique=name))
-            answer = queue.fire(plan, LONG_AGO + 1, Parcel(f"{name}.held", queue=name, unique=name))
-            equal(answer, True, "firing while the key is held")
-            equal([one.due for one in queue.plans() if one.key == name], [LONG_AGO + 1], "the time after that")
-            equal(state(queue, f"{name}.held"), "unknown", "state of what was not submitted")
-            lease = take(taker, name)[0]
-            equal(lease.id, f"{name}.first", "the task that holds the key")
-            none_left(taker, name, "tasks beyond that")
-            taker.settle([(lease, DONE)])
-            queue.fire(Plan(name, b"", LONG_AGO + 1), FAR_OFF, Parcel(f"{name}.next", queue=name, unique=name))
-            answer2 = submit(queue, Parcel(f"{name}.late", queue=name, unique=name))
-            equal(answer2, {f"{name}.late": f"{name}.next"}, "answer while a fired task holds the key")
-            taker.settle([(take(taker, name)[0], DONE)])
-
-
 # ---- who takes
 
 
 def check_workers(make: Make) -> None:
     """Who introduced itself is seen until it closes."""
-    with _managed(make, 3) as (looks, one, other):
+    with managed(make, 3) as (looks, one, other):
         a, b = fresh("worker"), fresh("worker")
 
         def seen() -> dict[str, bytes]:
@@ -547,7 +463,7 @@ def check_workers(make: Make) -> None:
 
 def check_silent_worker(make: Make) -> None:
     """Who neither takes, extends nor settles for the time of a lease is not seen, until it does again."""
-    with _managed(brief(make, 0.5), 2) as (looks, worker):
+    with managed(brief(make, 0.5), 2) as (looks, worker):
         name = fresh("worker")
         worker.introduce(name, b"")
         claim(name in looks.workers(), "it is seen at first")
@@ -562,9 +478,9 @@ def check_silent_worker(make: Make) -> None:
 
 def check_managing_aside(make: Make) -> None:
     """Looking and steering goes on from another thread while a take of the same object waits."""
-    with _managed(make, 1) as (queue,):
+    with managed(make, 1) as (queue,):
         name = fresh()
-        waiting = _waiting(queue, name)
+        waiting = waits_long(queue, name)
 
         def look() -> None:
             queue.counts()
@@ -584,7 +500,7 @@ def check_managing_aside(make: Make) -> None:
 
 def check_managing_closed(make: Make) -> None:
     """After `close` every one of these calls raises ClientClosed."""
-    with _managed(make, 1) as (queue,):
+    with managed(make, 1) as (queue,):
         queue.close()
         plan = Plan("check", b"", LONG_AGO)
         calls: list[Callable[[], object]] = [

@@ -177,6 +177,33 @@ class Memcached(Server):
         return [self.path, "-U", "0", "-l", self.host, "-p", str(self.port), "-u", "root", "-t", "2"]
 
 
+class Beanstalkd(Server):
+    """beanstalkd, which keeps its jobs in memory; with `stored` in a log in its folder, which outlives `restart`.
+
+    `args` go to it as they are (`-z 1000000`, …).
+    """
+
+    program = "beanstalkd"
+    package = "beanstalkd"
+
+    def __init__(self, *args: str, stored: bool = False, timeout: float = 20.0) -> None:
+        super().__init__(*args, timeout=timeout)
+        self.stored = stored
+
+    def command(self) -> list[str]:
+        words = [self.path, "-l", self.host, "-p", str(self.port)]
+        return [*words, "-b", self.folder] if self.stored else words
+
+    def drain(self) -> None:
+        """Have it take no more jobs until it is started anew (SIGUSR1)."""
+        self._signal(signal.SIGUSR1)
+
+    @property
+    def url(self) -> str:
+        """Its address: `beanstalkd://127.0.0.1:port`."""
+        return f"beanstalkd://{self.host}:{self.port}"
+
+
 class Redis(Server):
     """redis-server, which saves nothing unless `args` say so (`--appendonly yes`, `--save 60 1`, …).
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from .notebook import NotebookBars
+
 T = TypeVar("T")
 PER_SECOND = 10.0  # redraws
 PLAIN_EVERY = 1.0  # seconds between two lines about one task
@@ -34,7 +36,7 @@ MOST_ROWS = 30
 MARGIN = 4  # columns: two times ^C
 
 
-class _Row:
+class Row:
     """One task as it is now."""
 
     __slots__ = ("due", "label", "progress", "said", "started", "total")
@@ -66,7 +68,7 @@ class _Row:
         return " ".join(filter(None, parts))
 
 
-def _summary(done: int, total: int | None, running: int, failed: int) -> str:
+def summary(done: int, total: int | None, running: int, failed: int) -> str:
     count = f"{done} done" if total is None else f"{done}/{total} done"
     return f"{count}, {running} running" + (f", {failed} failed" if failed else "")
 
@@ -85,8 +87,8 @@ class PlainBars:
         self._file = sys.stderr if file is None else file
         self._clock = clock
         self._lock = threading.RLock()
-        self._rows: dict[Any, _Row] = {}
-        self._overall = _Row("", None)
+        self._rows: dict[Any, Row] = {}
+        self._overall = Row("", None)
 
     def __enter__(self) -> PlainBars:
         return self
@@ -97,7 +99,7 @@ class PlainBars:
     def add(self, key: Any, label: str, total: float | None = None) -> None:
         """A task begins. `total` counts items, where its progress does not say."""
         with self._lock:
-            self._rows[key] = _Row(label, total)
+            self._rows[key] = Row(label, total)
 
     def update(self, key: Any, progress: Progress) -> None:
         """Its newest progress. An unknown key is passed over."""
@@ -119,13 +121,13 @@ class PlainBars:
         """All tasks together."""
         with self._lock:
             if self._clock() >= self._overall.due or done == total:
-                self._say(self._overall, _summary(done, total, running, failed))
+                self._say(self._overall, summary(done, total, running, failed))
 
     def line(self, text: str, error: bool = False) -> None:
         """Write a line (or lines) of its own, escaped."""
         self._write(printable(text.removesuffix("\n"), keep_newlines=True))
 
-    def _say(self, row: _Row, text: str) -> None:
+    def _say(self, row: Row, text: str) -> None:
         if text != row.said:
             row.said, row.due = text, self._clock() + PLAIN_EVERY
             self._write(text)
@@ -148,7 +150,7 @@ class Bars:
         self._redirect = file is None
         self._every = 1.0 / per_second
         self._lock = threading.Lock()
-        self._rows: dict[Any, _Row] = {}
+        self._rows: dict[Any, Row] = {}
         self._overall: tuple[int, int | None, int, int] | None = None
         self._lines: list[tuple[str, bool]] = []
         self._stop = threading.Event()
@@ -193,7 +195,7 @@ class Bars:
     def add(self, key: Any, label: str, total: float | None = None) -> None:
         """A task begins. `total` counts items, where its progress does not say."""
         with self._lock:
-            self._rows[key] = _Row(label, total)
+            self._rows[key] = Row(label, total)
 
     def update(self, key: Any, progress: Progress) -> None:
         """Its newest progress. An unknown key is passed over."""
@@ -302,12 +304,12 @@ class Bars:
             table.add_row(Text(f"+{len(rows) - room} more", style="dim"))
         if overall is not None:
             done, total, running, failed = overall
-            label, _, rest = _summary(done, total, running, failed).partition(", ")
+            label, _, rest = summary(done, total, running, failed).partition(", ")
             put(label, done / total if total else None, rest, self._started, "bold red" if failed else "bold")
         return table
 
 
-AnyBars: TypeAlias = Bars | PlainBars
+AnyBars: TypeAlias = "Bars | PlainBars | NotebookBars"
 
 
 def _gone() -> None:
@@ -332,20 +334,35 @@ def is_live(file: IO[str] | None = None) -> bool:
 
 
 def open_bars(file: IO[str] | None = None) -> AnyBars:
-    """Bars where `file` (None: standard error) is a terminal, plain lines elsewhere. Use it as a context manager."""
+    """Bars where `file` (None: standard error) is a terminal, in the display of a notebook's cell, else plain lines.
+
+    Use it as a context manager.
+    """
+    if file is None and _in_notebook():
+        from .notebook import NotebookBars
+
+        return NotebookBars()
     return Bars(file) if is_live(file) else PlainBars(file)
+
+
+def _in_notebook() -> bool:
+    if "IPython" not in sys.modules:
+        return False
+    from .notebook import in_notebook
+
+    return in_notebook()
 
 
 # ---------------------------------------------------------------- track() outside of a task
 
-_local: Bars | None = None  # shared by nested loops: two sets of bars on one terminal would overwrite each other
+_local: AnyBars | None = None  # shared by nested loops: two sets of bars on one terminal would overwrite each other
 _loops = 0
 _local_lock = threading.Lock()
 
 
 def local_track(iterable: Iterable[T], description: str | None = None, total: float | None = None) -> Iterator[T]:
-    """Yield from `iterable` under a bar on standard error; where that is no terminal, it is just `iter(iterable)`."""
-    return _drawn(iterable, description, total) if is_live() else iter(iterable)
+    """Yield from `iterable` under a bar, on standard error or in a notebook; elsewhere it is just `iter(iterable)`."""
+    return _drawn(iterable, description, total) if is_live() or _in_notebook() else iter(iterable)
 
 
 def _drawn(iterable: Iterable[T], description: str | None, total: float | None) -> Iterator[T]:
@@ -357,7 +374,7 @@ def _drawn(iterable: Iterable[T], description: str | None, total: float | None) 
     with _local_lock:
         bars = _local
         if bars is None:
-            bars = _local = Bars(per_second=20.0).__enter__()
+            bars = _local = (open_bars() if _in_notebook() else Bars(per_second=20.0)).__enter__()
         _loops += 1
     key, done, due = object(), 0, 0.0
     clock, began = time.monotonic, time.monotonic()

@@ -13,12 +13,21 @@ if TYPE_CHECKING:
 
 
 def show(tasks: Sequence[Task[Any]]) -> None:
-    """Draw on stderr until all have ended: a bar each, output lines above them. Blocks."""
+    """Draw until all have ended, on stderr or in a notebook: a bar each, output lines above them. Blocks.
+
+    Raises `UsageError` on the thread that the tasks' listeners run on: it would wait for itself.
+    """
+    from ..errors import UsageError
     from .bars import open_bars
     from .telling import Telling
 
     heard: queue.SimpleQueue[Event] = queue.SimpleQueue()
     known = {task.id: task for task in tasks}
+    if any(task._client._blocks_itself() for task in tasks):
+        raise UsageError(
+            "show() would wait for the thread that it is called from; under `async with` say "
+            "`await asyncio.to_thread(task.show)`"
+        )
     left = set(known)
     for task in tasks:
         task.add_listener("*", heard.put)

@@ -178,9 +178,17 @@ class Taker:
                 self.connections += 1
                 self._look = LOOK
                 worker.connected()
+            if leases and self._draining:  # it was told to stop while it waited
+                leases = self._give_back(leases)
             if leases:
                 self.taken += len(leases)
                 self._admit(leases)
+
+    def _give_back(self, leases: Sequence[Lease]) -> Sequence[Lease]:
+        """Release tasks that came too late; those of exposed functions, which nobody can give back, stay."""
+        outcome = Outcome("release", counted=False, reason="the worker stops")
+        self._worker.queue.settle([(lease, outcome) for lease in leases if not lease.name])
+        return [lease for lease in leases if lease.name]
 
     @property
     def _due(self) -> bool:

@@ -55,9 +55,9 @@ class Worker:
     `inline`, or on a local `engine` object. `initializer(*initargs)` runs once in each child. `messengers` are further
     ones that tasks name (`task.write_to`), with this worker's credentials. `secret`: one or several, the first signs,
     all verify. `expose` serves plain functions to other programs, by name: `{"reverse": "app:reverse"}`, or a callable
-    that can be imported; only on queues with the trait `foreign` (`Unsupported`). `grace`: seconds that running tasks
-    have after `stop`. `unknown_after`: seconds after which a task whose function cannot be imported here fails. Nothing
-    is opened before `run` or `start`. Raises `UsageError`, `UnknownProvider`.
+    that can be imported; only on queues with the trait `foreign` or `serves` (`Unsupported`). `grace`: seconds that
+    running tasks have after `stop`. `unknown_after`: seconds after which a task whose function cannot be imported here
+    fails. Nothing is opened before `run` or `start`. Raises `UsageError`, `UnknownProvider`.
     """
 
     def __init__(
@@ -93,9 +93,14 @@ class Worker:
         if not self.queues:
             raise UsageError("queues must name at least one queue, such as 'default'")
         self.carriers = choose(url, messenger, secret, namespace)
-        self.queue, self.messenger, self.keys, self.namespace, self.place, self.natural = self.carriers
+        queue, self.messenger, self.keys, self.namespace, self.place, self.natural = self.carriers
+        if not isinstance(queue, Queue):
+            raise UsageError(f"{self.place} runs tasks by itself: a Worker takes them from a queue")
+        self.queue = queue
         self.fingerprints = list(self.keys.fingerprints)
-        self.buries = self.queue.traits.manages  # what failed is kept there for people to see
+        self.buries = (
+            self.queue.traits.manages or self.queue.traits.buries
+        )  # what failed is kept there for people to see
         self.concurrency = 1 if pool == "inline" else concurrency or usable_cpus()
         self.pool = pool
         self.grace = grace
@@ -247,9 +252,9 @@ class Worker:
 
     def _drain(self, hurry: Callable[[], bool]) -> bool:
         """Wait until what is held is over, then cancel it. True: there was no time for that."""
+        self.taker.drain()
         self._state = "draining"
         self.firing.stop()
-        self.taker.drain()
         if self.trial is not None:
             self.trial.give_up()
         deadline = monotonic() + self.grace

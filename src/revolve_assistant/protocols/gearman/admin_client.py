@@ -7,10 +7,10 @@ import time
 from typing import TypeVar
 
 from ...errors import ProtocolError, ProviderError, Unreachable
+from ..stream import Address, Stream, addresses, named, stranger
 from . import admin
 from .admin import AdminState, Command, FunctionStatus, JobInfo, PriorityStatus, WorkerInfo
 from .packets import MAX_BODY
-from .stream import Address, Stream, addresses, named, stranger
 
 T = TypeVar("T")
 

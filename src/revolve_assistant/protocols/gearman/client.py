@@ -15,12 +15,12 @@ from itertools import islice
 from typing import Any
 
 from ...errors import ClientClosed, Overloaded, ProtocolError, ProviderError, Unreachable
+from ..stream import Address, Server, addresses, named
 from .admin import Refused
 from .client_state import Request, echo_request, status_request, status_unique_request, submission
 from .job import Job, JobStatus
 from .link import Link
 from .packets import MAX_BODY, Kind, Packet
-from .stream import Address, Server, addresses, named
 
 Work = tuple[str | bytes, bytes] | tuple[str | bytes, bytes, str | bytes]
 

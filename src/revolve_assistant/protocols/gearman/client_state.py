@@ -135,6 +135,10 @@ class ClientState:
         self._open.append(request)
         return request
 
+    def ping(self, data: bytes = b"ping") -> None:
+        """Have the server answer; `waiting` until it did."""
+        self.ask(echo_request(data))
+
     def data_to_send(self) -> bytes:
         """What must go to the server now; empty: nothing."""
         data = b"".join(self._out)

@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable, Iterable
 
 from ...errors import ProtocolError, Unreachable
+from ..stream import Address, Stream, named, stranger
 from .client_state import ClientState, Request, echo_request, option_request
 from .packets import Kind, Packet
-from .stream import Address, Stream, named, stranger
 
 Heard = Callable[[Request, Packet], None]
 Lost = Callable[[Request, Exception], None]

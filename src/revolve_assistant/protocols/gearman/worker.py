@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 
 from ...errors import ProtocolError, Unreachable, UsageError
+from ..stream import Address, Server, Stream, addresses, named, stranger
 from .job import JobFailed
 from .limits import check_client_id, check_function
 from .packets import MAX_BODY
-from .stream import Address, Server, Stream, addresses, named, stranger
 from .worker_state import Assignment, Refusal, WorkerState
 
 log = logging.getLogger("revolve_assistant.gearman")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..diagnosis import Finding
     from ..url import Url
 
-__all__ = ["Buried", "Messenger", "Queue", "diagnose", "excused"]
+__all__ = ["Buried", "Messenger", "Queue", "clear", "diagnose", "excused"]
 
 
 def diagnose(url: Url) -> list[Finding]:
@@ -27,3 +27,10 @@ def excused(url: Url) -> dict[str, str]:
     from .doctor import excused
 
     return excused(url)
+
+
+def clear(url: Url) -> None:
+    """Take away every job of this address's namespace: tasks, buried ones, messages. For namespaces that were lent."""
+    from .sweeping import clear
+
+    clear(url)

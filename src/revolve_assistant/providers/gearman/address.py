@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ...errors import UsageError
-from ...protocols.gearman.stream import PORT, Address
+from ...protocols.stream import PORT, Address
 from ..url import Url
 from .names import Names
 

@@ -39,9 +39,9 @@ from ...pool.reports import (
 from ...protocols.gearman import GearmanAdmin, Kind, Packet
 from ...protocols.gearman.client import QueueFull
 from ...protocols.gearman.client_state import ClientState, Request, option_request, status_request, submission
-from ...protocols.gearman.stream import Address, named
+from ...protocols.stream import Address, named
+from ..lines import Line, Lines, Role
 from .address import MAX_BODY, Place
-from .lines import Line, Lines, Role
 from .names import unique
 
 log = logging.getLogger("revolve_assistant")

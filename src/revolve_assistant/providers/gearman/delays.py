@@ -17,9 +17,9 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from ...protocols.gearman.worker_state import Assignment
+from ..lines import Line, Lines
 from .address import MAX_BODY, Place
 from .delivery import SUBMIT, Delivery
-from .lines import Line, Lines
 from .moving import Move, move
 from .taking import Taking
 from .wrapping import Wrapped, unwrap

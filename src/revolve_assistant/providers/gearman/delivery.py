@@ -10,14 +10,13 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from hashlib import blake2b
 
 from ...errors import ProtocolError, ProviderError
 from ...protocols.gearman import Kind, Packet
 from ...protocols.gearman.client import QueueFull
 from ...protocols.gearman.client_state import ClientState, Request
-from ...protocols.gearman.stream import named
-from .lines import Line, Lines, Role
+from ..lines import Line, Lines, Role
+from ..preference import Order
 
 SUBMIT = "submit"
 _BACKLOG = 1 << 20  # bytes handed to one connection at once
@@ -25,23 +24,6 @@ _CHUNK = 250  # requests made before the first of them are sent
 _OPEN = 5000  # requests on one connection at once
 
 _KINDS = {1: Kind.SUBMIT_JOB_HIGH_BG, 0: Kind.SUBMIT_JOB_BG, -1: Kind.SUBMIT_JOB_LOW_BG}
-
-Order = tuple[int, ...]
-
-
-class Preference:
-    """Which servers, by their index, a key goes to: the first choice is spread evenly, and is the same for everybody
-    whose URL names the same servers, in whatever order. Without one server the others' keys stay where they are."""
-
-    def __init__(self, servers: Sequence[tuple[str, int]]) -> None:
-        self._keys = [named(server).encode() for server in servers]
-        self._all: Order = tuple(range(len(servers)))
-
-    def order(self, key: bytes) -> Order:
-        if len(self._all) == 1:
-            return self._all
-        scores = [blake2b(key, digest_size=8, key=name[-64:]).digest() for name in self._keys]
-        return tuple(sorted(self._all, key=lambda index: scores[index]))
 
 
 class Delivery:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ...errors import AssistantError, ProtocolError, ProviderError, Unreachable
 from ...protocols.gearman import FunctionStatus, GearmanAdmin, GearmanClient, WorkerInfo
-from ...protocols.gearman.stream import Address, named
+from ...protocols.stream import Address, named
 from ..diagnosis import Finding
 from ..url import Url
 from .address import Place
@@ -51,7 +51,7 @@ def excused(url: Url) -> dict[str, str]:
     """Checks of the conformance kit that do not hold across several servers."""
     if len(url.hosts) < 2:
         return {}
-    checks = ("order", "priority", "queues", "any_bytes", "bury", "state", "cancel")
+    checks = ("order", "priority", "queues", "any_bytes", "bury", "state", "cancel", "settle_and_take")
     return dict.fromkeys(checks, "counts on an order, which holds on each server and not across them")
 
 

@@ -18,8 +18,8 @@ from collections.abc import Iterable, Sequence
 from ...engine import Answer, Lease
 from ...errors import UsageError
 from ...protocols.gearman.worker_state import Assignment, WorkerState
+from ..lines import Line, Lines
 from .address import MAX_BODY, Place
-from .lines import Line, Lines
 from .names import Names
 from .taking import Taking
 

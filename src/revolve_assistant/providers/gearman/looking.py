@@ -10,9 +10,10 @@ from ...engine import EngineState, Parcel
 from ...errors import Overloaded, Unreachable
 from ...protocols.gearman import GearmanAdmin, Kind
 from ...protocols.gearman.client_state import Request, status_unique_request
+from ..lines import Line, Lines
+from ..preference import Preference
 from .address import Place
-from .delivery import SUBMIT, Delivery, Preference, background
-from .lines import Line, Lines
+from .delivery import SUBMIT, Delivery, background
 from .names import DELAYED, READY, unique
 from .wrapping import Wrapped, wrap
 

@@ -27,10 +27,11 @@ from ...errors import ClientClosed, UsageError
 from ...messenger import Batch
 from ...protocols.gearman.client_state import Request
 from ...traits import Traits
+from ..lines import Lines
+from ..preference import Preference
 from ..url import Url
 from .address import LARGEST, MAX_BODY, Place
-from .delivery import SUBMIT, Delivery, Preference, background, refused
-from .lines import Lines
+from .delivery import SUBMIT, Delivery, background, refused
 from .reading import READ, Reading
 from .sweeping import Sweeper, drain
 

@@ -17,8 +17,8 @@ from typing import NamedTuple
 from ...errors import ProviderError
 from ...protocols.gearman import Kind
 from ...protocols.gearman.client_state import status_unique_request
+from ..lines import Line
 from .delivery import Delivery, background, refused
-from .lines import Line
 from .names import DELAYED, READY, suffix, unique
 from .wrapping import Wrapped, wrap
 

@@ -8,8 +8,8 @@ from ...engine import Buried
 from ...errors import ProviderError
 from ...protocols.gearman import GearmanAdmin
 from ...protocols.gearman.worker_state import Assignment
+from ..lines import Lines
 from .address import MAX_BODY, Place
-from .lines import Lines
 from .taking import Taking
 from .wrapping import unwrap
 

@@ -23,13 +23,14 @@ from ...errors import ClientClosed, UsageError
 from ...protocols.gearman.client_state import Request
 from ...protocols.gearman.worker_state import Assignment
 from ...traits import Traits
+from ..lines import Line, Lines
+from ..preference import Preference
 from ..url import Url
 from .address import LARGEST, MAX_BODY, Place
 from .calling import Calling
 from .delays import Delays
-from .delivery import SUBMIT, Delivery, Preference, background, refused
+from .delivery import SUBMIT, Delivery, background, refused
 from .exposing import Exposing, checked
-from .lines import Line, Lines
 from .looking import Looking
 from .moving import Move, move
 from .names import DELAYED, PRIORITIES, READY, unique

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ...messenger import Batch, Message
 from ...protocols.gearman.worker_state import Assignment
+from ..channel import Channel, Entry, Key
+from ..lines import Line, Lines
 from .address import MAX_BODY, Place
-from .channel import Channel, Entry, Key
-from .lines import Line, Lines
 from .taking import Taking
 
 READ = "read"

@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from ...errors import ProviderError
 from ...protocols.gearman import GearmanAdmin
 from ...protocols.gearman.admin import Refused
-from ...protocols.gearman.stream import Address
+from ...protocols.stream import Address
+from ..lines import Lines
+from ..url import Url
 from .address import MAX_BODY, Place
-from .lines import Lines
 from .taking import Taking
 
 _BATCH = 100  # jobs taken at once
@@ -83,3 +84,13 @@ def drain(place: Place, functions: Iterable[bytes]) -> None:
                             admin.drop_function(function)
         finally:
             lines.close()
+
+
+def clear(url: Url) -> None:
+    """Drain every function of the namespace of an address. Raises `Unreachable`."""
+    place = Place.read(url, {})
+    for address in place.servers:
+        with GearmanAdmin(address, timeout=place.timeout) as admin:
+            ours = [name for name in admin.status() if name.startswith(f"{place.names.prefix}.")]
+        if ours:
+            drain(place._replace(servers=(address,)), [name.encode("utf-8", "surrogateescape") for name in ours])

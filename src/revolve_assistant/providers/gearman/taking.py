@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ...protocols.gearman.worker_state import Assignment, WorkerState
-from .lines import Line, Lines, Role
+from ..lines import Line, Lines, Role
 
 _SLOW = 0.25  # seconds after which the answer to a grab is not waited for
 _CLIENT_ID = re.compile(r"[^!-~]")

@@ -2,7 +2,8 @@
 
 A token is a sealed frame (see `wire.seal`) in base64url. Its purpose is its own, so that no event, parcel or order that
 somebody captured is a token, nor the other way round. On a queue every web process with the same secret and namespace
-takes it; with an engine of this process it is good as long as that process lives.
+takes it; with an engine of this process it is good as long as that process lives, and so are the tasks: what a token
+is for is kept until it expires, whoever else lets go of it (the last `HELD` of a client; an event buffer is bounded).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import binascii
 import os
 import threading
 import weakref
+from collections.abc import Iterable
 from time import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 SECONDS = 3600.0
 LONGEST = 16 << 10  # characters
+HELD = 1000  # tasks
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[list[str], bool]).decode
 _lock = threading.Lock()
@@ -49,8 +52,24 @@ def token(client: Client, *task_ids: str, act: bool = False, seconds: float = SE
     if not 0 < seconds < 1e9:
         raise UsageError(f"seconds={seconds!r} must be a positive number of seconds")
     keys, audience = _keys(client)
-    sealed = keys.seal(Purpose.VIEW, audience, _encode((task_ids, act)), expires=time() + seconds)
+    expires = time() + seconds
+    sealed = keys.seal(Purpose.VIEW, audience, _encode((task_ids, act)), expires=expires)
+    if not client._remote:
+        _hold(client, task_ids, expires)
     return base64.urlsafe_b64encode(sealed).rstrip(b"=").decode()
+
+
+def _hold(client: Client, task_ids: Iterable[str], expires: float) -> None:
+    with _lock:
+        held, now = client._held, time()
+        for id in task_ids:
+            task = client._tasks.get(id) or client._known.get(id)
+            if task is not None:
+                held[id] = (max(expires, held.pop(id, (0.0, task))[0]), task)
+        for id in [id for id, (until, _) in held.items() if until <= now]:
+            del held[id]
+        while len(held) > HELD:
+            del held[next(iter(held))]
 
 
 def check(client: Client, text: str) -> Grant:

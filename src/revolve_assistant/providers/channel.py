@@ -13,8 +13,7 @@ if it still comes: the layer above has numbers of its own, and shows what is mis
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-from ...protocols.gearman.worker_state import Assignment
+from typing import Any
 
 _SKIPPED = 16  # ranges of numbers that were given up, of each writer
 _WRITERS = 1000
@@ -23,11 +22,14 @@ Key = tuple[bytes, int]
 
 
 class Entry:
-    """A frame, the job that brought it, and its place in the channel: 0 while it waits for a hole."""
+    """A frame, the job that brought it, and its place in the channel: 0 while it waits for a hole.
+
+    Of a job no more is asked than whether it has `ended`: nobody can complete it any more.
+    """
 
     __slots__ = ("frame", "job", "key", "position")
 
-    def __init__(self, frame: bytes, job: Assignment, key: Key | None) -> None:
+    def __init__(self, frame: bytes, job: Any, key: Key | None) -> None:
         self.frame = frame
         self.job = job
         self.key = key
@@ -59,6 +61,10 @@ class Channel:
     @property
     def holes(self) -> bool:
         return bool(self._holes)
+
+    def holds(self, entry: Entry) -> bool:
+        """Whether this very entry is here, in order or waiting."""
+        return entry.key is not None and self._held.get(entry.key) is entry
 
     def waiting(self) -> int:
         """Frames that wait for a hole."""

@@ -11,11 +11,11 @@ import socket
 import time
 from collections.abc import Iterable
 
-from ...errors import ProtocolError, Unreachable, UsageError
+from ..errors import ProtocolError, Unreachable, UsageError
 
 Address = tuple[str, int]
 
-PORT = 4730
+PORT = 4730  # Gearman's
 _CHUNK = 64 << 10  # bytes read at once; malloc would map and unmap pages for more
 _FIRST, _LONGEST = 0.05, 5.0  # seconds between attempts to connect: the first pause, the longest
 
@@ -150,7 +150,7 @@ class Server:
         self.error, self._pause, self.not_before = None, 0.0, 0.0
 
 
-def addresses(servers: str | Address | Iterable[str | Address]) -> list[Address]:
+def addresses(servers: str | Address | Iterable[str | Address], default: int = PORT) -> list[Address]:
     """`("host", port)`, "host:port", "host" or several of these. Raises `UsageError`."""
     if isinstance(servers, str):
         servers = [servers]
@@ -162,14 +162,14 @@ def addresses(servers: str | Address | Iterable[str | Address]) -> list[Address]
             host, colon, port = each.rpartition(":") if each.count(":") == 1 or "]:" in each else (each, "", "")
             if colon and not port.isdigit():
                 raise UsageError(f"{each!r} is no server; write host:port or (host, port)")
-            address = (host.strip("[]"), int(port or PORT))
+            address = (host.strip("[]"), int(port or default))
         else:
             address = (each[0], int(each[1]))
         if not address[0] or not 0 < address[1] < 65536:
             raise UsageError(f"{each!r} is no server; write host:port or (host, port), a port from 1 to 65535")
         found.append(address)
     if not found:
-        raise UsageError(f"no server; give at least one, e.g. [('127.0.0.1', {PORT})]")
+        raise UsageError(f"no server; give at least one, e.g. [('127.0.0.1', {default})]")
     return found
 
 
@@ -178,9 +178,9 @@ def named(address: Address) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def stranger(address: Address, error: ProtocolError) -> ProtocolError:
+def stranger(address: Address, error: ProtocolError, kind: str = "Gearman") -> ProtocolError:
     """The same error, with where it came from."""
-    made = ProtocolError(f"{named(address)}: {error}; is a Gearman server on this port?")
+    made = ProtocolError(f"{named(address)}: {error}; is a {kind} server on this port?")
     made.__cause__ = error
     return made
 

@@ -20,23 +20,34 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
-from ...errors import AssistantError, ProtocolError, Unreachable
-from ...protocols.gearman.client_state import ClientState, echo_request
-from ...protocols.gearman.stream import Address, Dial, Server, Stream, named, stranger
-from ...protocols.gearman.worker_state import WorkerState
+from ..errors import AssistantError, ProtocolError, Unreachable
+from ..protocols.stream import Address, Dial, Server, Stream, named, stranger
 
 HEARTBEAT = 10.0  # seconds of silence before a ping
 _SLICE = 1 << 20  # bytes sent at once
 _READS = 16  # chunks read from one line before the others get their turn
 
 
+class State(Protocol):
+    """One side of one connection, without a socket. `ping` has the server answer; `waiting`: an answer is due."""
+
+    @property
+    def error(self) -> ProtocolError | None: ...
+    @property
+    def waiting(self) -> bool: ...
+    def data_to_send(self) -> bytes: ...
+    def receive(self, data: bytes, /) -> list[Any]: ...
+    def ping(self, data: bytes = ..., /) -> None: ...
+    def end(self) -> None: ...
+
+
 class Role(NamedTuple):
     """What lines are for. `heard` gets what a state's `receive` gave; `lost` hears of the end of a line that was up."""
 
     name: str
-    state: Callable[[], ClientState | WorkerState]
+    state: Callable[[], State]
     up: Callable[[Line], None]
     heard: Callable[[Line, list[Any]], None]
     lost: Callable[[Line], None]
@@ -45,8 +56,9 @@ class Role(NamedTuple):
 class Line:
     """One connection. `owner` is its role's own."""
 
-    def __init__(self, server: Server, index: int, role: Role, timeout: float) -> None:
+    def __init__(self, server: Server, index: int, role: Role, timeout: float, kind: str) -> None:
         """Starts to dial. Raises `Unreachable`."""
+        self.kind = kind
         self.server = server
         self.index = index
         self.role = role
@@ -94,14 +106,14 @@ class Line:
         if self.stage == "dialling":
             raise Unreachable(f"{name} did not accept a connection within {self.timeout:.3g} s")
         if self.stage == "greeting":
-            raise Unreachable(f"{name} accepts connections, but does not answer Gearman's greeting")
+            raise Unreachable(f"{name} accepts connections, but does not answer {self.kind}'s greeting")
         if self.state.waiting or self._out:
             raise Unreachable(f"{name} has not answered for {self.timeout:.3g} s")
         self.ping(b"ping")
 
     def promising(self) -> bool:
         """Whether it was woken, and the job that it was woken for is on its way."""
-        return self.up and isinstance(self.state, WorkerState) and self.state.drowsy
+        return self.up and getattr(self.state, "drowsy", False)
 
     def serve(self, event: int) -> None:
         """Do what poll says can be done. Raises `Unreachable`, `ProtocolError`."""
@@ -120,10 +132,7 @@ class Line:
 
     def ping(self, data: bytes) -> None:
         """Have the server answer; `state.waiting` until it did. Raises `Unreachable`."""
-        if isinstance(self.state, WorkerState):
-            self.state.ping(data)
-        else:
-            self.state.ask(echo_request(data))
+        self.state.ping(data)
         self.flush()
 
     def flush(self) -> None:
@@ -189,8 +198,9 @@ class Line:
 class Lines:
     """The lines to several servers. One thread uses it; `wake` may be called from any."""
 
-    def __init__(self, servers: Sequence[Address], timeout: float) -> None:
-        """`timeout`: seconds to connect, and to answer. Nothing is dialled yet."""
+    def __init__(self, servers: Sequence[Address], timeout: float, kind: str = "Gearman") -> None:
+        """`timeout`: seconds to connect, and to answer; `kind`: of server, for errors. Nothing is dialled yet."""
+        self.kind = kind
         self.servers = [Server(address) for address in servers]
         self.timeout = timeout
         self._roles: list[Role] = []
@@ -285,7 +295,7 @@ class Lines:
             for index, server in enumerate(self.servers):
                 if (role.name, index) not in self._lines and server.not_before <= now:
                     try:
-                        line = Line(server, index, role, self.timeout)
+                        line = Line(server, index, role, self.timeout, self.kind)
                     except Unreachable as error:
                         server.failed(error)
                     else:
@@ -299,7 +309,7 @@ class Lines:
         try:
             call(*args)
         except ProtocolError as error:
-            self.drop(line, stranger(line.server.address, error))
+            self.drop(line, stranger(line.server.address, error, self.kind))
         except Unreachable as error:
             self.drop(line, error)
         except BaseException:
@@ -328,7 +338,7 @@ class Lines:
             self._watch(line)
 
     def hopeless(self) -> bool:
-        """Whether every server speaks another protocol: waiting does not make a Gearman server of them."""
+        """Whether every server speaks another protocol: waiting does not make the right one of them."""
         return all(isinstance(server.error, ProtocolError) for server in self.servers)
 
     def unreachable(self) -> Exception:
