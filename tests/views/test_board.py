@@ -96,6 +96,13 @@ def test_progress_is_of_the_latest_attempt_and_not_of_one_that_is_over():
     assert (task.state, task.attempt, task.progress, task.worker, task.started) == ("running", 2, None, "w2", 4.0)
     board.event(Event("t", 1, 2, "progress", (Progress(0.9),), 2.0))
     assert task.progress is None
+    board.event(Event("late", 1, 9, "progress", (Progress(0.5),), 9.0))  # when that began is not known yet
+    late = board.task("late")
+    assert (late.state, late.started) == ("running", 0.0)
+    board.introductions(
+        [About(name="w", key="k", time=9.0, busy={"q": 1}, running=[Running("late", "f", "q", 1, 3.0)])]
+    )
+    assert (late.started, late.worker) == (3.0, "w")
 
 
 def test_queues_are_those_that_hold_something_or_that_somebody_takes_from():

@@ -54,7 +54,6 @@ class Client(Steering, Scheduling, Patient, concurrent.futures.Executor):
     events back, `secret` (else REVOLVE_SECRET, REVOLVE_SECRET_FILE, or a file of this user's own on this machine) signs
     all that travels, and `result()` raises `Unreachable` once a server did not answer for `patience` seconds. Leaving
     the block then sends what was submitted and lets go: unfinished tasks raise `ClientClosed` and go on.
-
     `web` is a port of this machine (0: a free one) on which a browser sees the tasks, at the address `client.web`.
 
     Under `with` and for a bare `Client()` listeners run on a thread of the client's own, under `async with` in the

@@ -111,7 +111,7 @@ class Board:
         if event.name == "progress":
             if event.args and isinstance(event.args[0], Progress):
                 task = self._known(event.task_id, name, queue)
-                self._progress(task, event.attempt, event.time, event.args[0])
+                self._progress(task, event.attempt, event.args[0])
             return
         worker = str(event.args[0]) if event.name == "started" and event.args else ""
         self._told(event.task_id, name, queue, event.name, event.attempt, event.time, worker)
@@ -127,7 +127,7 @@ class Board:
                 self._told(id, function, queue, event, attempt, when, worker)
             elif len(more) >= 4:
                 task = self._known(id, function, queue)
-                self._progress(task, attempt, when, Progress(*more[:4]))
+                self._progress(task, attempt, Progress(*more[:4]))
                 if attempt == task.attempt and not task.worker:
                     task.worker = worker
 
@@ -261,13 +261,16 @@ class Board:
         state = _STATES.get(event)
         if state is not None:
             self._move(task, state, attempt, when, live)
-            if worker and attempt == task.attempt and worker != task.worker:
-                task.worker = worker
+            if attempt == task.attempt and (
+                (worker and worker != task.worker) or (state == "running" and not task.started)
+            ):
+                task.worker = worker or task.worker
+                task.started = task.started or (when if state == "running" else 0.0)
                 self._touch(task)
 
-    def _progress(self, task: TaskState, attempt: int, when: float, progress: Progress) -> None:
+    def _progress(self, task: TaskState, attempt: int, progress: Progress) -> None:
         if task.state not in ENDS and attempt >= task.attempt:
-            self._move(task, "running", attempt, when)
+            self._move(task, "running", attempt, 0.0)
             task.progress = progress
             self._touch(task)
 

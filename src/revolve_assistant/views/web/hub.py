@@ -123,11 +123,11 @@ class Hub:
             if viewer.tail is not None:
                 viewer.tail.close()
 
-    def see(self, key: str, ids: list[str]) -> bool:
-        """What a viewer has on its screen from now on; its progress is told at once. False: no such viewer."""
+    def see(self, key: str, ids: list[str]) -> None:
+        """What a viewer has on its screen from now on; its progress is told at once. One that is gone: nothing."""
         viewer = self.viewers.get(key)
         if viewer is None:
-            return False
+            return
         before, viewer.sees = viewer.sees, frozenset(ids[:SEES])
         for id in viewer.sees - before:
             task = self.feed.task(id)
@@ -135,7 +135,6 @@ class Hub:
                 viewer.tell(id, row(task, self.show))
         if viewer.rows:
             viewer.news.set()
-        return True
 
     def close(self) -> None:
         """End all streams: the process ends."""

@@ -149,7 +149,8 @@ class Pages(Starlette):
         viewer, ids = asked.get("viewer"), asked.get("ids")
         if not isinstance(viewer, str) or not isinstance(ids, list) or not all(isinstance(id, str) for id in ids):
             return _no(400, 'send {"viewer": KEY, "ids": [ID, …]}')
-        return Response(status_code=204, headers=SAFE) if self._hub.see(viewer, ids) else _no(404, "no such viewer")
+        self._hub.see(viewer, ids)  # one that has just left: nothing
+        return Response(status_code=204, headers=SAFE)
 
     async def _about(self, request: Request) -> Response:
         """What a task was called with, if that may be told and is known."""

@@ -37,6 +37,7 @@ export class Store extends EventTarget {
     this.source?.close();
     this.source = null;
     this.viewer = null;
+    clearTimeout(this.seeing);
   }
 
   join() {

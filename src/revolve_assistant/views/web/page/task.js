@@ -3,6 +3,7 @@ import { ENDS, LABELS, at, ask, bar, counted, dated, h, icon, named, number, per
 import { perform } from "./list.js";
 
 const LINES = 5000; // of output that stay on the page
+const BLOCK = 100; // lines that are laid out together, or not at all while they are out of sight
 const STEPS = 400; // of the timeline
 const SPOKEN = new Set(["output", "error_output", "log", "item"]);
 
@@ -86,7 +87,7 @@ export class TaskPage {
   }
 
   reset() {
-    this.attempts = new Map(); // number -> {started, ended, end, worker, lines: [element]}
+    this.attempts = new Map(); // number -> {started, ended, end, worker, blocks: [element], count}
     this.shown = 0; // the attempt whose output is shown
     this.latest = 0;
     this.asked = null;
@@ -111,20 +112,19 @@ export class TaskPage {
   // --- what it says
 
   take(found) {
-    const fresh = (this.fresh = document.createDocumentFragment());
-    for (const each of found) this.one(each, fresh);
-    this.fresh = null;
-    if (fresh.childNodes.length) this.append(fresh);
+    this.said = false;
+    for (const each of found) this.one(each);
     this.draw();
+    if (this.said) this.append();
   }
 
   attempt(number) {
     let known = this.attempts.get(number);
     if (!known) {
-      known = { lines: [], count: 0 };
+      known = { blocks: [], count: 0, kept: 0 };
       this.attempts.set(number, known);
       if (number > this.latest) {
-        if (this.shown === this.latest) { this.shown = number; this.output.replaceChildren(); this.fresh?.replaceChildren(); this.missed = 0; } // a new attempt replaces
+        if (this.shown === this.latest) { this.shown = number; this.output.replaceChildren(); this.missed = 0; } // a new attempt replaces
         this.latest = number;
         this.progress = null;
         this.marks = [];
@@ -133,11 +133,11 @@ export class TaskPage {
     return known;
   }
 
-  one(each, fresh) {
+  one(each) {
     const { event, attempt: number_ } = each;
     if (event === "over") { this.over = true; return; }
     if (event === "unheard") { this.unheard = each.reason; return; }
-    if (event === "skipped") { this.line(fresh, this.attempt(this.latest || 1), "gap", `… ${number(each.count)} lines were left out here: they came faster than this page`); return; }
+    if (event === "skipped") { this.line(this.attempt(this.latest || 1), "gap", `… ${number(each.count)} lines were left out here: they came faster than this page`); return; }
     const attempt = this.attempt(number_ || 1);
     if (!each.time && performance.now() - this.begun > 1500) each.time = this.store.now(); // nobody says when, but it is now
     const { time } = each;
@@ -150,9 +150,9 @@ export class TaskPage {
       }
       return;
     }
-    if (each.lines) for (const text of each.lines) this.line(number_ === this.shown ? fresh : null, attempt, event, each.level ? `${each.level} ${text}` : text, each.level);
-    else if (event === "gap") this.line(number_ === this.shown ? fresh : null, attempt, "gap", `… ${number(each.count)} events are missing here`);
-    else if (event === "question") { this.asked = each; this.line(number_ === this.shown ? fresh : null, attempt, "question", each.text); }
+    if (each.lines) for (const text of each.lines) this.line(attempt, event, each.level ? `${each.level} ${text}` : text, each.level);
+    else if (event === "gap") this.line(attempt, "gap", `… ${number(each.count)} events are missing here`);
+    else if (event === "question") { this.asked = each; this.line(attempt, "question", each.text); }
     if (event === "started") {
       attempt.started = time;
       attempt.worker = each.worker;
@@ -167,19 +167,29 @@ export class TaskPage {
     this.happened(each);
   }
 
-  line(into, attempt, kind, text, level) {
+  line(attempt, kind, text, level) {
     const element = h("div.ln", { data: { kind, ...(level ? { level: level.toLowerCase() } : {}) } }, text.replace(/\n$/, "") || " ");
-    attempt.lines.push(element);
-    attempt.count += 1;
-    if (attempt.lines.length > LINES * 1.5) {
-      for (const old of attempt.lines.splice(0, attempt.lines.length - LINES)) if (this.follows) old.remove();
+    const shows = attempt === this.attempts.get(this.shown);
+    let block = attempt.blocks[attempt.blocks.length - 1];
+    if (!block || block.childElementCount >= BLOCK) {
+      attempt.blocks.push((block = h("div.block")));
+      if (shows) this.output.append(block);
     }
-    if (into) { into.append(element); this.missed += this.follows ? 0 : 1; }
+    block.append(element);
+    attempt.count += 1;
+    attempt.kept += 1;
+    while (attempt.kept > LINES && (this.follows || !shows || attempt.kept > 4 * LINES)) {
+      const old = attempt.blocks.shift();
+      attempt.kept -= old.childElementCount;
+      old.remove();
+    }
+    if (shows) {
+      this.said = true;
+      this.missed += this.follows ? 0 : 1;
+    }
   }
 
-  append(fresh) {
-    this.output.append(fresh);
-    while (this.follows && this.output.childNodes.length > LINES * 1.5) this.output.firstChild.remove();
+  append() {
     if (this.follows) this.output.scrollTop = this.output.scrollHeight;
     this.paused();
   }
@@ -200,7 +210,7 @@ export class TaskPage {
   /** Show the output of an attempt. */
   choose(number) {
     this.shown = number;
-    this.output.replaceChildren(...(this.attempts.get(number)?.lines ?? []));
+    this.output.replaceChildren(...(this.attempts.get(number)?.blocks ?? []));
     this.toEnd();
     this.draw();
   }
@@ -296,8 +306,8 @@ export class TaskPage {
     this.questions(ended, can);
     this.answering.hidden = ended || !this.everAsked || Boolean(this.asking) || !can.includes("answer");
     const shown = this.attempts.get(this.shown);
-    this.quiet.hidden = Boolean(shown?.lines.length);
-    this.output.hidden = !shown?.lines.length;
+    this.quiet.hidden = Boolean(shown?.count);
+    this.output.hidden = !shown?.count;
     say(this.lines, shown?.count ? `${number(shown.count)} line${shown.count === 1 ? "" : "s"}` : "");
     this.drawRuns(now, ended);
   }
