@@ -1,7 +1,7 @@
 """Any engine with any messenger: the same story everywhere, on real servers.
 
 Every engine and queue × every messenger × (plain, generator, async) callables: events, result, failure, cancelling,
-messages to the running task, and the death of what runs it. IronMQ and IronWorker are a stand-in, and in a few pairs.
+messages to the running task, and the death of what runs it. (IronMQ and IronWorker: `test_matrix_iron`.)
 """
 
 from __future__ import annotations
@@ -9,23 +9,32 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from revolve_assistant import Client, TaskCancelled, TaskLost, Worker, current_task, emit, track
-from revolve_assistant.testing.iron import IronServer
 from revolve_assistant.testing.servers import Beanstalkd, Gearmand, Memcached, Redis
 
 ENGINES = ["memory", "gearman", "beanstalkd", "redis", "sqlite", "process", "fork", "thread"]
 MESSENGERS = ["memory", "gearman", "beanstalkd", "memcached", "filesystem", "redis", "sqlite"]
 QUEUES = {"memory", "gearman", "beanstalkd", "redis", "sqlite", "ironmq", "ironworker"}  # and what is like one
-IRON = [("ironmq", "ironmq"), ("ironmq", "redis"), ("process", "ironmq"), ("ironworker", "ironmq")]
+
+ALL = [(engine, messenger) for engine in ENGINES for messenger in MESSENGERS]
+FEW = [  # each engine and each messenger: with TEST_MATRIX=few, for what a Python could make different
+    ("memory", "memory"),
+    ("gearman", "beanstalkd"),
+    ("beanstalkd", "gearman"),
+    ("redis", "redis"),
+    ("sqlite", "filesystem"),
+    ("process", "memcached"),
+    ("fork", "sqlite"),
+    ("thread", "redis"),
+]
 
 Pair = tuple[Client, str]
 
@@ -39,11 +48,6 @@ def places(need: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
     with ExitStack() as stack:
         gearmand, memcached = stack.enter_context(Gearmand()), stack.enter_context(Memcached())
         redis, beanstalkd = stack.enter_context(Redis()), stack.enter_context(Beanstalkd())
-        iron = stack.enter_context(IronServer())
-        command = [sys.executable, "-m", "revolve_assistant.cli", "ironworker", "--messenger", "ironmq:///matrix"]
-        root = Path(__file__).parents[2]  # the image has the application
-        env = {"REVOLVE_SECRET": os.environ["REVOLVE_SECRET"], "PYTHONPATH": f"{root}:{Path(__file__).parent}"}
-        iron.code("matrix", command, env={**iron.environment(), **env})
         yield {
             "memory": "memory://matrix",
             "gearman": f"gearman://127.0.0.1:{gearmand.port}/matrix",
@@ -51,15 +55,19 @@ def places(need: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
             "memcached": f"memcached://127.0.0.1:{memcached.port}/matrix",
             "redis": redis.url,
             "sqlite": f"sqlite:///{folder}/jobs.db",
-            "ironmq": iron.url("matrix"),
-            "ironworker": iron.url("matrix", scheme="ironworker"),
             "filesystem": f"file://{folder}/events",
         }
 
 
-@pytest.fixture(params=[*((e, m) for e in ENGINES for m in MESSENGERS), *IRON], ids="-".join)
+@pytest.fixture(params=FEW if os.environ.get("TEST_MATRIX") == "few" else ALL, ids="-".join)
 def pair(request: pytest.FixtureRequest, places: dict[str, str]) -> Iterator[Pair]:
-    engine, messenger = request.param
+    with meeting(places, *request.param) as client:
+        yield client, request.param[0]
+
+
+@contextmanager
+def meeting(places: dict[str, str], engine: str, messenger: str) -> Iterator[Client]:
+    """A client of that engine and messenger, and who serves it."""
     carrier = places[messenger]
     with ExitStack() as stack:
         if engine == "ironworker":
@@ -70,7 +78,7 @@ def pair(request: pytest.FixtureRequest, places: dict[str, str]) -> Iterator[Pai
         else:
             client = Client(f"{engine}://", messenger=carrier, max_workers=2)
         stack.enter_context(client)
-        yield client, engine
+        yield client
 
 
 # --- the callables, one of each kind

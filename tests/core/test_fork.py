@@ -528,6 +528,14 @@ def test_other_threads_are_refused_by_name(client: Client, other: threading.Thre
     assert not client._tasks
 
 
+def test_other_threads_are_refused_by_name_with_a_messenger_too(other: threading.Thread) -> None:
+    with Client("fork://", messenger=f"memory://{os.urandom(6).hex()}") as client:
+        task = client.submit(abs, 1)
+        with pytest.raises(UsageError, match=r"\(busy bee\).*fork://\?other_threads=allow"):
+            task.result(30)
+        assert [event.name for event in task.events()][-1] == "failed"
+
+
 def test_a_task_that_waited_is_refused_when_it_would_start(make: Callable[..., Client]) -> None:
     client = make()
     first, second = client.submit(hear), client.submit(abs, -2)
@@ -717,9 +725,10 @@ def test_then_come_the_other_rungs(make: Callable[..., Client], kind: str, rung:
     def deaf() -> None:
         if rung == "SIGKILL":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        emit("deaf")
+        said = False
         while True:
             try:
+                said = said or emit("deaf") is None
                 while True:
                     time.sleep(0.001)
             except CancelSignal:

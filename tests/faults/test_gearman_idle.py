@@ -1,6 +1,7 @@
 """Connections on which little is said: they are pinged, and not given up while the server answers."""
 
-from revolve_assistant.providers.gearman import Messenger, lines
+from revolve_assistant.providers import lines
+from revolve_assistant.providers.gearman import Messenger
 from revolve_assistant.providers.url import Url
 from revolve_assistant.testing import Door
 from revolve_assistant.testing.servers import Gearmand

@@ -203,8 +203,8 @@ class Child:
                 running.grant()
             elif kind == STOPPING:
                 running.nudge()
-            elif kind == INTERRUPT:
-                self.interrupt(message[1])
+        if kind == INTERRUPT:  # perhaps of a task that is about to begin
+            self.interrupt(message[1])
 
     def _arrived(self) -> None:
         if self.arrived.locked():  # this thread alone releases it

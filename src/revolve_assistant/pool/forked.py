@@ -63,6 +63,7 @@ class ForkedChild(PlainChild):
         super().__init__(tasks, control, board)
         self.parcel = parcel
         self.coroutine: asyncio.Task[Any] | None = None
+        self.cancelling = threading.Lock()
 
     def run(self, initializer: tuple[Callable[..., Any], tuple[Any, ...]] | None) -> None:
         """From the start to the result, which is sent."""
@@ -140,16 +141,22 @@ class ForkedChild(PlainChild):
 
     def _on_sigint(self, signum: int, frame: Any) -> None:
         if self.coroutine is not None:
-            return  # `interrupt` cancels it
+            self._cancel(self.coroutine)
+            return
         if not self.inside and self.words[at.RAISE] == SEQ:
             self.deferred = True  # it has hardly begun
             return
         super()._on_sigint(signum, frame)
 
     def interrupt(self, seq: int) -> None:
-        task = self.coroutine
-        if task is None:
+        if self.coroutine is None:
             super().interrupt(seq)
+        else:
+            self._cancel(self.coroutine)
+
+    def _cancel(self, task: asyncio.Task[Any]) -> None:
+        """Once, by whoever is first: the signal, in the main thread, or the order, in the one that listens."""
+        if self.words[at.RAISE] != SEQ or not self.cancelling.acquire(blocking=False):
             return
         self.interrupted = True
         with contextlib.suppress(RuntimeError):  # its loop is closed

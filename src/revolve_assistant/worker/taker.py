@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from ..engine import Answer, Lease, Outcome, Parcel
-from ..errors import Overloaded, ProviderError, Unreachable
+from ..engine import Answer, Lease, Outcome, Parcel, Sink
+from ..errors import Overloaded, ProviderError, Unreachable, UsageError
+from ..pool.reports import REPORT_RAISED
 from ..pool.threads import OurThread
 from .served import Served
 
@@ -268,7 +269,12 @@ class Taker:
                 worker.speaker.say(held)
             else:
                 (served if held.lease.name else parcels).append(held.parcel)
+        self._hand_over(parcels, worker.speaker)
+        self._hand_over(served, worker.replies)
+
+    def _hand_over(self, parcels: list[Parcel], sink: Sink) -> None:
         if parcels:
-            worker.engine.submit(parcels, worker.speaker)
-        if served:
-            worker.engine.submit(served, worker.replies)
+            try:
+                self._worker.engine.submit(parcels, sink)
+            except UsageError as error:  # it takes none here, as a fork among other threads: each ends with that
+                sink.deliver([(parcel, REPORT_RAISED, error) for parcel in parcels])
