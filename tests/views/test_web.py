@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+
 import httpx
 import pytest
 
-from revolve_assistant import Client, ask, current_task, emit, report
+from revolve_assistant import Client, Worker, ask, current_task, emit, report
 from revolve_assistant.errors import Untrusted, UsageError
 from revolve_assistant.views.web import check, events_response, token
 from revolve_assistant.views.web.feed import Place, fields, places, plain
@@ -222,6 +224,47 @@ def test_what_is_not_allowed_is_refused(caller, make_web):
     for each in (task, other):
         each.send("go")
         assert each.result(60) == "all said"
+
+
+def test_a_thousand_viewers_of_a_web_process_share_two_connections(caller, redis):
+    import asyncio
+
+    async def view(client, id, seen):
+        told = b""
+        async for part in events_response(client, id, show={"succeeded"}).body_iterator:
+            told += part if isinstance(part, bytes) else part.encode()
+            if b"line 1" in told:
+                seen.add(asyncio.current_task())
+        return told
+
+    async def watch(tasks):
+        seen = set()
+        async with Client(redis) as web:
+            before = connections()
+            viewers = [asyncio.create_task(view(web, tasks[n % 10].id, seen)) for n in range(1000)]
+            while len(seen) < 1000:
+                await asyncio.sleep(0.05)
+            taken = connections() - before
+            for task in tasks:
+                task.send("go")
+            return taken, await asyncio.gather(*viewers)
+
+    def connections():
+        address = httpx.URL(redis)
+        with socket.create_connection((address.host, address.port)) as line:
+            line.sendall(b"CLIENT LIST\r\n")
+            size, _, rest = line.recv(65536).partition(b"\r\n")
+            while len(rest) < int(size[1:]):
+                rest += line.recv(65536)
+        return rest.count(b"id=")
+
+    with Worker(redis, concurrency=10, pool="thread"):
+        tasks = [caller.submit(talk, 4, 1) for _ in range(10)]
+        for task in tasks:  # all others are connected
+            next(iter(task.events("progress")))
+        taken, told = asyncio.run(watch(tasks))
+    assert taken <= 2
+    assert all(each.count(b"line ") == 4 and each.count(b'"succeeded"') == 1 for each in told)
 
 
 def test_a_token_keeps_a_task_of_this_process_until_it_expires(monkeypatch):
