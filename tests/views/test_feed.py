@@ -8,6 +8,7 @@ import pytest
 
 from revolve_assistant import Client, Worker, ask, current_task, report
 from revolve_assistant.event import ENDS
+from revolve_assistant.testing.servers import Gearmand, Memcached
 from revolve_assistant.views.feed import Feed
 
 
@@ -57,9 +58,18 @@ class View:
         self.until(lambda tasks: id in tasks and tasks[id].progress and tasks[id].progress.fraction == fraction)
 
 
-@pytest.fixture(params=["memory", "process", "thread"])
-def feed(request):
-    if request.param == "memory":
+@pytest.fixture(params=["memory", "gearman", "process", "thread"])
+def feed(request, need):
+    if request.param == "gearman":  # which cannot be looked into: workers tell, by a messenger that many read
+        need("gearmand")
+        need("memcached")
+        with Gearmand() as tasks, Memcached() as words:
+            place = f"gearman://127.0.0.1:{tasks.port}/feed"
+            carrier = f"memcached://127.0.0.1:{words.port}/feed"
+            worker, client = Worker(place, messenger=carrier, concurrency=4), Client(place, messenger=carrier)
+            with worker, client, Feed(client) as feed:
+                yield feed
+    elif request.param == "memory":
         place = f"memory://{request.node.originalname}"  # what one queue was told of lately, the next feed is told too
         with Worker(place, concurrency=4), Client(place) as client, Feed(client) as feed:
             yield feed

@@ -6,11 +6,14 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..errors import Unsupported
 from .flags import Command, count, say
 from .reach import add_flags, interrupts, open_client
 
 if TYPE_CHECKING:
     import argparse
+
+    from ..caller.client import Client
 
 EPILOG = """\
 It listens on this machine alone. With another --host it needs a token, which is said once in the address
@@ -40,12 +43,24 @@ def main(argv: list[str]) -> int:
     return serve(found, found.allow_host)
 
 
+def _meet(client: Client) -> None:
+    """No server, no pages. Raises `Unreachable`, `Unsupported`."""
+    engine = client._engine
+    if engine.traits.manages:
+        client.counts()
+    elif not engine.messenger.traits.fanout:
+        raise Unsupported(
+            f"{engine.place} cannot be looked into, and what its tasks say reaches their callers alone: have workers "
+            "and this program use a messenger that many can read, such as --messenger redis://… or memcached://…"
+        )
+
+
 def serve(found: argparse.Namespace, hosts: Sequence[str]) -> int:
     """Serve the pages of the queue that the flags name, until a signal. Raises as `Serving`."""
     with open_client(found) as client:
         from ..views.web.serving import Serving
 
-        client.counts()  # no server, no pages; raises `Unreachable`
+        _meet(client)
         serving = Serving(client, found.host, found.port, show=found.show, token=found.token or None, hosts=hosts)
         say(f"revolve web: {client._engine.place}, namespace {client.namespace}: {serving.url} (Ctrl-C ends it)")
         try:
