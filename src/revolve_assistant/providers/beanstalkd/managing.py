@@ -17,12 +17,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ... import engine as contract
 from ...engine import Buried, Count
 from ...errors import ClientClosed, ProviderError
 from ...protocols.beanstalkd import BeanstalkdClient, fields, items
 from ...protocols.beanstalkd import commands as ask
 from ...protocols.stream import Address
+from ..joined import Joined
 from .address import Place
 from .names import uncounted_of
 from .wrapping import Note, Task, read_note, read_task
@@ -40,11 +40,12 @@ class _Note(NamedTuple):
     note: Note
 
 
-class Managing(contract.Queue):
+class Managing(Joined):
     """Part of the Queue. From any thread, one call at a time; each blocks for a few round trips to each server, and
     raises `Unreachable` if one of them does not answer."""
 
     def __init__(self, place: Place) -> None:
+        super().__init__(place.text)
         self.place = place
         self._desk = threading.Lock()
         self._clients: dict[Address, BeanstalkdClient] = {}
@@ -293,12 +294,9 @@ class Managing(contract.Queue):
     def _desk_open(self) -> Iterator[None]:
         self._fresh()
         with self._desk:
-            if not self._opened():
+            if not self._open:
                 raise ClientClosed(f"{self.place.text} is not open: call open() first")
             yield
-
-    def _opened(self) -> bool:
-        raise NotImplementedError
 
     def _let_go(self) -> None:
         """Close the connections of this part."""

@@ -14,30 +14,19 @@ beanstalkd lets nothing expire and has no bound on what it holds for a channel t
 from __future__ import annotations
 
 import os
-import random
-import threading
-import time
-from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
-from ... import messenger as contract
-from ...errors import ClientClosed, UsageError
-from ...messenger import Batch
 from ...traits import Traits
-from ..lines import Lines
-from ..preference import Preference
+from ..lines import Lines, Role
+from ..preference import Order
+from ..spread import Spread
 from ..url import Url
 from .address import KIND, LARGEST_FRAME, Place
-from .delivery import SUBMIT, Delivery, refused
+from .delivery import Delivery, refused
 from .loads import FrameLoad
-from .reading import READ, Reading
+from .reading import Reading
 from .sweeping import Sweeper, drain
 from .wrapping import channel_mark
-
-_CLOSING = 2.0  # seconds
-_CHANNELS = 10_000  # that a writer remembers its place in
-_SWEEP = 300.0  # seconds between sweeps, or a little more
-_ABANDONED = 3600.0  # seconds without a reader
 
 
 class _Place:
@@ -45,7 +34,7 @@ class _Place:
 
     __slots__ = ("mark", "name", "next", "order", "tube")
 
-    def __init__(self, tube: bytes, order: tuple[int, ...], mark: bytes) -> None:
+    def __init__(self, tube: bytes, order: Order, mark: bytes) -> None:
         self.tube = tube
         self.order = order
         self.mark = mark
@@ -53,7 +42,7 @@ class _Place:
         self.next = 0
 
 
-class Messenger(contract.Messenger):
+class Messenger(Spread[_Place]):
     """Channels on one or several beanstalkds. `keep`, `forget` and `sweep` may be called from any thread too.
 
     Reading does not replay: what this object has read and not forgotten it gives again from memory, to another reader
@@ -68,227 +57,51 @@ class Messenger(contract.Messenger):
         max_wait=3600.0,
     )
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        self._pid = 0
-        self._open = False
-        self._connect()
+    _place: Place
+    _delivery: Delivery
 
     @classmethod
     def from_url(cls, url: Url, **options: object) -> Messenger:
         """`beanstalkd://host:11300,host2/namespace?timeout=5`. Raises `UsageError`."""
         return cls(Place.read(url, options))
 
-    # ---- open, close, wake
-
-    def _connect(self) -> None:
-        """As new, and nothing connected; also in a child that was forked, whose parent goes on with its own."""
-        self._writing = threading.Lock()
-        self._reading_lock = threading.Lock()
-        self._out: Lines | None = None
-        self._delivery: Delivery | None = None
-        self._reading: Reading | None = None
-        self._preference = Preference(self._place.servers)
-        self._places: OrderedDict[str, _Place] = OrderedDict()
-        self._to_forget: deque[tuple[str, bytes | None]] = deque()
-        self._sweeper = Sweeper(self._place)
-        self._next_sweep = time.monotonic() + _SWEEP * random.uniform(0.5, 1.5)
-
-    def open(self) -> None:
-        """Connect; returns once each server answered or failed, for `timeout` seconds at most. Raises `Unreachable`."""
-        if self._open and self._pid == os.getpid():
-            return
-        self._abandon()
-        lines = Lines(self._place.servers, self._place.timeout, KIND)
-        delivery = Delivery(lines)
-        try:
-            lines.want(delivery.role)
-            while lines.undecided(SUBMIT, hopeful=bool(lines.lines(SUBMIT))):
-                lines.pump(time.monotonic() + 0.5)
-            if not lines.lines(SUBMIT):
-                raise lines.unreachable()
-        except BaseException:
-            lines.close()
-            raise
-        self._connect()
-        self._out, self._delivery = lines, delivery
-        self._reading = Reading(self._place)
-        self._pid = os.getpid()
-        self._open = True
-
-    def close(self) -> None:
-        was_open, self._open = self._open, False
-        if self._pid != os.getpid():
-            self._abandon()
-            return
-        if not was_open:
-            return
-        reading = self._reading
-        if reading is not None:
-            reading.lines.wake()
-            held = self._reading_lock.acquire(timeout=self._place.timeout + _CLOSING)
-            try:
-                self._forget_now(reading)
-                reading.close(_CLOSING)
-                self._reading = None
-            finally:
-                if held:
-                    self._reading_lock.release()
-        held = self._writing.acquire(timeout=2 * self._place.timeout + _CLOSING)
-        try:
-            if self._out is not None:
-                self._out.close()
-                self._out = None
-        finally:
-            if held:
-                self._writing.release()
-
-    def wake(self) -> None:
-        reading = self._reading
-        if reading is not None:
-            reading.woken = True
-            reading.lines.wake()
-
-    def _abandon(self) -> None:
-        """Close our copies of the connections of the process that forked, without a word."""
-        if self._out is not None:
-            self._out.close()
-        if self._reading is not None:
-            self._reading.lines.close()
-        self._out = self._reading = None
-
-    def _check(self) -> None:
-        if self._open and self._pid != os.getpid():
-            self.open()
-        if not self._open:
-            raise ClientClosed(f"{self._place.text} is not open: call open() first")
-
-    # ---- writing
-
     def write(self, messages: Sequence[tuple[str, bytes]]) -> None:
         """Also raises `Overloaded` where a server does not take a frame; the others may have been written."""
-        self._check()
-        for channel, frame in messages:
-            if len(frame) > LARGEST_FRAME:
-                raise UsageError(f"{len(frame):,} bytes for {channel!r} are more than {LARGEST_FRAME:,}")
+        self._check_frames(messages)
         if not messages:
             return
         with self._writing:
-            if self._delivery is None or self._out is None:
-                raise ClientClosed(f"{self._place.text} was closed")
+            if self._out is None:
+                raise self._closed()
             loads: list[FrameLoad] = []
             try:
                 self._delivery.deliver(self._loads(messages, loads))
                 refused(loads, f"{len(loads)} frames")
             except BaseException:
-                # Nobody knows which of them are there. What is written again has other numbers, of other writers, so
-                # that no reader waits for the rest of these.
-                for channel, _ in messages:
-                    self._places.pop(channel, None)
+                self._begin_anew(messages)
                 raise
 
     def _loads(self, messages: Sequence[tuple[str, bytes]], made: list[FrameLoad]) -> Iterator[FrameLoad]:
         for channel, frame in messages:
-            place = self._places.get(channel)
-            if place is None:
-                tube = self._place.names.channel(channel)
-                place = self._places[channel] = _Place(tube, self._preference.order(tube), channel_mark(channel))
-                if len(self._places) > _CHANNELS:
-                    self._places.popitem(last=False)
-            else:
-                self._places.move_to_end(channel)
+            place = self._writer_to(channel)
             load = FrameLoad(place.order, place.tube, place.mark, place.name, place.next, bytes(frame))
             place.next += 1
             made.append(load)
             yield load
 
-    # ---- reading
+    def _dial(self) -> tuple[Lines, Role]:
+        lines = Lines(self._place.servers, self._place.timeout, KIND)
+        self._delivery = Delivery(lines)
+        return lines, self._delivery.role
 
-    def read(self, cursors: Mapping[str, bytes], *, limit: int, wait: float) -> Batch:
-        self._check()
-        began = time.monotonic()
-        try:
-            with self._reading_lock:
-                return self._read(cursors, limit, began, began + wait)
-        finally:
-            self._forget_soon()
+    def _hold(self) -> Reading:
+        return Reading(self._place)
 
-    def _read(self, cursors: Mapping[str, bytes], limit: int, began: float, deadline: float) -> Batch:
-        reading = self._reading
-        if reading is None:
-            raise ClientClosed(f"{self._place.text} was closed")
-        lines = reading.lines
-        looked = deadline > began  # who does not wait sees at least what has come
-        asked = None
-        while True:
-            lines.hush()
-            if asked is None or self._to_forget:
-                self._forget_now(reading)
-                asked = reading.listen(cursors)  # anew, since a channel may have been forgotten meanwhile
-            ready, busy = reading.advance(limit, asked)
-            now = time.monotonic()
-            if ready and (not busy or ready >= limit):
-                return reading.batch(asked, limit)
-            if not self._open:
-                raise ClientClosed(f"{self._place.text} was closed")
-            if not busy:
-                if reading.woken:
-                    reading.woken = False
-                    return Batch([])
-                up = lines.lines(READ)
-                if not up and (lines.hopeless() or now >= began + lines.timeout):
-                    raise lines.unreachable()
-                if looked and now >= deadline and (up or not lines.undecided(READ, hopeful=True)):
-                    if not up and not lines.undecided(READ):
-                        raise lines.unreachable()
-                    return Batch([])
-            until = deadline if now < deadline else now + 0.25 if looked else now
-            lines.pump(min(until, reading.until()))
-            looked = True
+    def _writer(self, channel: str, name: bytes, order: Order) -> _Place:
+        return _Place(name, order, channel_mark(channel))
 
-    # ---- keeping and forgetting
+    def _sweeping(self) -> Sweeper:
+        return Sweeper(self._place)
 
-    def keep(self, channels: Iterable[str], *, seconds: float, cap: int) -> None:
-        """Does nothing for the channels, which exist by being used; now and then it sweeps, see `sweep`."""
-        self._check()
-        if time.monotonic() >= self._next_sweep:
-            self._next_sweep = time.monotonic() + _SWEEP * random.uniform(1.0, 1.5)
-            self.sweep(max(_ABANDONED, 2 * seconds))
-
-    def forget(self, channel: str, upto: bytes | None = None) -> None:
-        """Delete the jobs of what this object has read, up to a cursor of its own; or drop the whole channel: what
-        waits on the servers too, for which it connects to each of them."""
-        self._check()
-        self._to_forget.append((channel, upto))
-        self._forget_soon()
-        if upto is None:
-            drain(self._place, [self._place.names.channel(channel)])
-
-    def sweep(self, older_than: float) -> int:
-        """Drop the channels of this namespace that have had no reader for so many seconds, as far as this object has
-        seen: it must have been called so long ago too. How many were dropped; a server that is away is passed over.
-
-        It blocks, for a few round trips to each server.
-        """
-        self._check()
-        return self._sweeper.sweep(older_than)
-
-    def _forget_soon(self) -> None:
-        """Forget now, or have the thread that reads do it."""
-        while self._to_forget:
-            if not self._reading_lock.acquire(blocking=False):
-                reading = self._reading
-                if reading is not None:
-                    reading.lines.wake()
-                return  # whoever has the lock looks again after letting go of it
-            try:
-                if self._reading is None:
-                    return
-                self._forget_now(self._reading)
-            finally:
-                self._reading_lock.release()
-
-    def _forget_now(self, reading: Reading) -> None:
-        while self._to_forget:
-            channel, upto = self._to_forget.popleft()
-            reading.forget(channel, upto)
+    def _drain(self, name: bytes) -> None:
+        drain(self._place, [name])

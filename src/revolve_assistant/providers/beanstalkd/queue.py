@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import os
 import random
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ...engine import Answer, EngineState, Lease, Outcome, Parcel, Sink
-from ...errors import ClientClosed, UsageError
+from ...errors import UsageError
 from ...traits import Traits
-from ..lines import Lines
+from ..lines import Lines, Role
 from ..preference import Preference
 from ..url import Url
 from .address import KIND, LARGEST, Place
-from .delivery import SUBMIT, Delivery, refused
+from .delivery import Delivery, refused
 from .loads import TaskLoad
 from .looking import Looking
 from .managing import Managing
@@ -32,8 +31,6 @@ from .names import priority_of, whole
 from .settling import Settling
 from .taking import TAKE, Hold, Taking
 
-_CLOSING = 10.0  # seconds
-_LONGEST_DELAY = 10 * 365 * 86400.0  # seconds
 _WORN = 13
 """Times that a job of an exposed function is handed out, before it is buried: whoever takes it dies of it."""
 _SWEEP = 300.0  # seconds between sweeps, or a little more
@@ -64,10 +61,6 @@ class Queue(Managing):
         super().__init__(place)
         self.lease = float(place.lease)
         self._exposed: dict[bytes, str] = {}
-        self._pid = 0
-        self._open = False
-        self._busy = threading.RLock()
-        self._lines: Lines | None = None
         self._next_sweep = 0.0
 
     @classmethod
@@ -76,60 +69,11 @@ class Queue(Managing):
         `UsageError`."""
         return cls(Place.read(url, options))
 
-    # ---- open, close, wake
+    # ---- connections
 
-    def open(self) -> None:
-        """Connect; returns once each server answered or failed, for `timeout` seconds at most. Raises `Unreachable`."""
-        if self._open and self._pid == os.getpid():
-            return
-        self._connect()
-        lines = self._lines
-        assert lines is not None
-        try:
-            lines.want(self._delivery.role)
-            while not lines.lines(SUBMIT) or lines.undecided(SUBMIT, hopeful=True):
-                if not lines.undecided(SUBMIT):
-                    break
-                lines.pump(time.monotonic() + 0.5)
-            if not lines.lines(SUBMIT):
-                raise lines.unreachable()
-        except BaseException:
-            lines.close()
-            self._lines = None
-            raise
-        self._open = True
-
-    def close(self) -> None:
-        self._open = False
-        self._let_go()
-        lines = self._lines
-        if lines is None:
-            return
-        if self._pid != os.getpid():
-            lines.close()
-            self._lines = None
-            return
-        lines.wake()
-        held = self._busy.acquire(timeout=_CLOSING)
-        try:
-            self._lines = None
-            lines.close()
-        finally:
-            if held:
-                self._busy.release()
-
-    def wake(self) -> None:
-        lines = self._lines
-        if lines is not None:
-            lines.wake()
-
-    def _connect(self) -> None:
-        self._pid = os.getpid()
-        self._busy = threading.RLock()
-        if self._lines is not None:
-            self._lines.close()
+    def _dial(self) -> tuple[Lines, Role]:
         place = self.place
-        lines = self._lines = Lines(place.servers, place.timeout, KIND)
+        lines = Lines(place.servers, place.timeout, KIND)
         self._delivery = Delivery(lines)
         self._preference = Preference(place.servers)
         self._taking = Taking(lines, place)
@@ -139,23 +83,12 @@ class Queue(Managing):
         self._groups: list[set[bytes]] = []
         self._queues: tuple[str, ...] = ()
         self._next_sweep = time.monotonic() + _SWEEP * random.uniform(0.5, 1.5)
-
-    def _joined(self) -> Lines:
-        if self._open and self._pid != os.getpid():
-            self._connect()  # in a child that was forked: the parent goes on with its own
-        if not self._open or self._lines is None:
-            raise ClientClosed(f"{self.place.text} is not open: call open() first")
-        return self._lines
+        return lines, self._delivery.role
 
     # ---- giving
 
     def submit(self, parcels: Sequence[Parcel], sink: Sink) -> None:
-        self._joined()
-        for parcel in parcels:
-            if len(parcel.body) > LARGEST:
-                raise UsageError(f"{len(parcel.body):,} bytes for task {parcel.id} are more than {LARGEST:,}")
-            if parcel.delay > _LONGEST_DELAY:
-                raise UsageError(f"a delay of {parcel.delay:g} s for task {parcel.id} is more than ten years")
+        self._check_parcels(parcels)
         with self._busy:
             looking = self._looking
             again = [parcel.id for parcel in parcels if looking.known(parcel.id)]
@@ -309,9 +242,6 @@ class Queue(Managing):
 
     def _where(self, task_id: str) -> tuple[tuple[str, int], int] | None:
         return self._looking.where(task_id) if self._lines is not None else None
-
-    def _opened(self) -> bool:
-        return self._open
 
     def _sweep_now_and_then(self, now: float) -> None:
         if now >= self._next_sweep:

@@ -11,19 +11,17 @@ gearmand counts them anew after a restart; the task's own id is the job's unique
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from ... import engine as contract
 from ...engine import Answer, Buried, EngineState, Lease, Outcome, Parcel, Sink
-from ...errors import ClientClosed, UsageError
+from ...errors import UsageError
 from ...protocols.gearman.client_state import Request
 from ...protocols.gearman.worker_state import Assignment
 from ...traits import Traits
-from ..lines import Line, Lines
+from ..joined import Joined
+from ..lines import Line, Lines, Role
 from ..preference import Preference
 from ..url import Url
 from .address import LARGEST, MAX_BODY, Place
@@ -39,12 +37,10 @@ from .taking import Taking
 from .wrapping import Wrapped, unwrap, wrap
 
 _TAKE = "take"
-_CLOSING = 10.0  # seconds
 _SETTLED = b"settled"
-_LONGEST_DELAY = 10 * 365 * 86400.0  # seconds
 
 
-class Queue(contract.Queue):
+class Queue(Joined):
     """Tasks on one or several gearmands. One thread calls it; `wake` and `close` may come from any.
 
     A second task with the id, queue and priority of one that the server holds is one with it, unless that one was
@@ -63,74 +59,21 @@ class Queue(contract.Queue):
     )
 
     def __init__(self, place: Place) -> None:
+        super().__init__(place.text)
         self._place = place
         self._calling = Calling(place)
         self._exposed: dict[bytes, str] = {}
-        self._pid = 0
-        self._open = False
-        self._busy = threading.RLock()
-        self._lines: Lines | None = None
 
     @classmethod
     def from_url(cls, url: Url, **options: object) -> Queue:
         """`gearman://host:4730,host2/namespace?timeout=5&encode=base64`. Raises `UsageError`."""
         return cls(Place.read(url, options))
 
-    # ---- open, close, wake
+    # ---- connections
 
-    def open(self) -> None:
-        """Connect; returns once each server answered or failed, for `timeout` seconds at most. Raises `Unreachable`."""
-        if self._open and self._pid == os.getpid():
-            return
-        self._connect()
-        lines = self._lines
-        assert lines is not None
-        try:
-            lines.want(self._delivery.role)
-            while not lines.lines(SUBMIT) or lines.undecided(SUBMIT, hopeful=True):
-                if not lines.undecided(SUBMIT):
-                    break
-                lines.pump(time.monotonic() + 0.5)
-            if not lines.lines(SUBMIT):
-                raise lines.unreachable()
-        except BaseException:
-            lines.close()
-            self._lines = None
-            raise
-        self._open = True
-
-    def close(self) -> None:
-        self._open = False
-        calling, self._calling = self._calling, Calling(self._place)
-        calling.close()
-        lines = self._lines
-        if lines is None:
-            return
-        if self._pid != os.getpid():
-            lines.close()
-            self._lines = None
-            return
-        lines.wake()
-        held = self._busy.acquire(timeout=_CLOSING)
-        try:
-            self._lines = None
-            lines.close()
-        finally:
-            if held:
-                self._busy.release()
-
-    def wake(self) -> None:
-        lines = self._lines
-        if lines is not None:
-            lines.wake()
-
-    def _connect(self) -> None:
-        self._pid = os.getpid()
-        self._busy = threading.RLock()
-        if self._lines is not None:
-            self._lines.close()
+    def _dial(self) -> tuple[Lines, Role]:
         place = self._place
-        lines = self._lines = Lines(place.servers, place.timeout)
+        lines = Lines(place.servers, place.timeout)
         self._delivery = Delivery(lines, MAX_BODY)
         self._preference = Preference(place.servers)
         self._taking = Taking(lines, _TAKE, MAX_BODY)
@@ -140,23 +83,16 @@ class Queue(contract.Queue):
         self._turn = False
         self._names: dict[bytes, str] = {}
         self._queues: tuple[str, ...] = ()
+        return lines, self._delivery.role
 
-    def _joined(self) -> Lines:
-        if self._open and self._pid != os.getpid():
-            self._connect()  # in a child that was forked: the parent goes on with its own
-        if not self._open or self._lines is None:
-            raise ClientClosed(f"{self._place.text} is not open: call open() first")
-        return self._lines
+    def _let_go(self) -> None:
+        calling, self._calling = self._calling, Calling(self._place)
+        calling.close()
 
     # ---- giving
 
     def submit(self, parcels: Sequence[Parcel], sink: Sink) -> None:
-        self._joined()
-        for parcel in parcels:
-            if len(parcel.body) > LARGEST:
-                raise UsageError(f"{len(parcel.body):,} bytes for task {parcel.id} are more than {LARGEST:,}")
-            if parcel.delay > _LONGEST_DELAY:
-                raise UsageError(f"a delay of {parcel.delay:g} s for task {parcel.id} is more than ten years")
+        self._check_parcels(parcels)
         with self._busy:
             self._looking.refresh(parcels)
             requests: list[Request] = []
