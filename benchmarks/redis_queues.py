@@ -182,7 +182,7 @@ def idle(at: Place) -> Iterator[Line]:
         time.sleep(2)
         before = sum(map(cpu, pids))
         time.sleep(IDLE)
-        used = (sum(map(cpu, pids)) - before) / IDLE * 100
+        used = max(0.05, (sum(map(cpu, pids)) - before) / IDLE * 100)  # half a tick: what cannot be seen is not nothing
         return used, sum(_work.memory_of(pid)["Pss"] for pid in pids) / 1e6
 
     def ours() -> tuple[float, float]:
