@@ -1,6 +1,8 @@
 """Every rung of the cancel ladder, from everywhere, at every moment. (`test_timeouts` has coroutines and threads.)
 
 `ladder=(…)` are the seconds from flag to exception to SIGTERM to SIGKILL: 0 is at once, NEVER longer than any test.
+
+Over 600 lines: its parts share the callables and fixtures at its head.
 """
 
 from __future__ import annotations

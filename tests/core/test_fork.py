@@ -1,4 +1,7 @@
-"""The fork engine: what a fork has of its caller, what it has not, and when there is none."""
+"""The fork engine: what a fork has of its caller, what it has not, and when there is none.
+
+Over 600 lines: its parts share the callables and fixtures at its head.
+"""
 
 from __future__ import annotations
 

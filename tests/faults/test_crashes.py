@@ -3,6 +3,8 @@
 The crash table: where (an argument's pickling in the caller, its unpickling, the call, the result's pickling, its
 unpickling in the caller) by how (an exception, an exit, a signal, a stop, another program). The harness sees to it that
 no child, thread or descriptor stays behind.
+
+Over 600 lines: its parts share the callables and fixtures at its head.
 """
 
 from __future__ import annotations
