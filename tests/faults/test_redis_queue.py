@@ -144,6 +144,7 @@ def test_a_taker_that_was_killed_while_it_waited_is_handed_nothing(server: Redis
         eventually(lambda: giver._line.call("ZCARD", giver._base + b":waiting:default") == 1, "it waits")
         process.kill()
         process.wait()
+        eventually(lambda: not giver._line.call("PUBSUB", "CHANNELS", "*"), "the server has seen its connection end")
         submit(giver, *tasks(1))
         assert ids(take(taker)) == ["t0"]
 
