@@ -502,13 +502,13 @@ def test_frames_go_to_the_next_server_and_are_read_from_all(two, opened):
 
 
 def test_a_frozen_server_delays_a_writer_once(two, opened):
-    writer = opened(registry.messenger, *two, timeout=0.5)
+    writer = opened(registry.messenger, *two, timeout=2.0)
     two[0].freeze()
     try:
         writer.write([(f"channel{n}", b"x") for n in range(10)])
         began = time.monotonic()
         writer.write([(f"channel{n}", b"y") for n in range(10)])
-        assert time.monotonic() - began < 0.45
+        assert time.monotonic() - began < 1.9
     finally:
         two[0].thaw()
 

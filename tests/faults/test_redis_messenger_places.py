@@ -203,10 +203,10 @@ def test_a_batch_to_five_hundred_channels_is_one_round_trip(server: Redis, made:
         names = [f"c{n}" for n in range(500)]
         keep(writer, *names)
         writer.write([("c0", b"first")])
-        door.delay(0.2)
+        door.delay(0.6)
         began = time.monotonic()
         writer.write([(name, b"%d" % n) for n in range(2) for name in names])
-        assert 0.4 <= time.monotonic() - began < 0.75
+        assert 1.2 <= time.monotonic() - began < 2.3
         found = reader.read(dict.fromkeys(names, b""), limit=2000, wait=1.0)
         assert len(found.messages) == 1001
 
@@ -219,11 +219,11 @@ def test_a_reader_far_away_hears_at_once(server: Redis, made: Any) -> None:
         assert frames(reader) == []
         hearing = entered(lambda: frames(reader))
         eventually(lambda: listens(server, "a"), "it hears")
-        door.delay(0.2)
+        door.delay(0.6)
         began = time.monotonic()
         writer.write([("a", b"1")])
         assert hearing.result(5, "it comes") == [b"1"]
-        assert time.monotonic() - began < 0.35
+        assert time.monotonic() - began < 1.1
 
 
 def test_megabytes_on_a_slow_line_are_only_slow(server: Redis, made: Any) -> None:

@@ -131,20 +131,20 @@ def test_a_server_far_away_costs_round_trips_and_no_more(server: Redis, some: An
         name = fresh()
         take_first = taker.take([name], limit=1, wait=0)
         assert list(take_first) == []
-        door.delay(0.05)
+        door.delay(0.5)
         began = time.monotonic()
         assert submit(giver, *[Parcel(f"{name}.{n}", queue=name) for n in range(500)]) == {}
-        assert time.monotonic() - began < 0.3  # one round trip
+        assert time.monotonic() - began < 1.9  # one round trip
         began = time.monotonic()
         leases = taker.take([name], limit=500, wait=1.0)
         taker.settle([(lease, DONE) for lease in leases])
-        assert (len(leases), time.monotonic() - began < 0.5) == (500, True)  # two
+        assert (len(leases), time.monotonic() - began < 2.9) == (500, True)  # two
         waiting = entered(lambda: taker.take([name], limit=1, wait=WAIT))
         eventually(lambda: giver.wake() or _waits(server, name), "it waits")
         began = time.monotonic()
         submit(giver, Parcel(f"{name}.last", queue=name))
         assert ids(waiting.result(5, "it is handed over")) == [f"{name}.last"]
-        assert time.monotonic() - began < 0.4
+        assert time.monotonic() - began < 1.9
 
 
 def _waits(server: Redis, name: str) -> bool:
