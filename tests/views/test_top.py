@@ -110,11 +110,11 @@ def test_tasks_with_bars_then_one_with_all_it_says(client, app, terminal, tmp_pa
     one, two = (client.options(capture=True).submit(app.steps, str(tmp_path), name) for name in ("one", "two"))
     one.result, two.queued(LONG)
     start(terminal)
-    screen = terminal.see(r"running +steps +━━━━━━────── +50% one \\x1b\[2J(.*\n)*.*two \\x1b\[2J")
+    screen = terminal.see(r"running +steps +━━━━━━────── +50% one \\x1b\[2J(.*\n)*.*two \\x1b\[2J(.*\n)+.*q quit")
     fits(screen)
     assert re.search(r"redis://127.0.0.1:\d+.* 1 worker  2 running  0 waiting  0\.0/s", screen)
     assert re.search(r"\[1 Tasks 2\] 2 Functions 1  3 Queues 1  4 Workers 1  5 Failures 0", screen)
-    assert "q quit" in screen.splitlines()[-1]
+    assert "q quit" in screen.rstrip("\n").splitlines()[-1]
     terminal.type("/twoo")  # a search
     terminal.see(r"\[1 Tasks 2\](.*\n)+  no task is known(.*\n)+.*search: twoo")
     terminal.press("/", "BSpace")
