@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
 
@@ -31,7 +32,7 @@ _CHUNK = 250  # loads made before the first of them are sent
 _OPEN = 5000  # requests on one connection at once
 
 
-class Load:
+class Load(ABC):
     """Something to be put on one server. A subclass says what: `begin`, and `heard` for the answers.
 
     `order` is that of the servers, `line` the one that it was given to, `ended` whether it is there or was refused;
@@ -46,13 +47,13 @@ class Load:
         self.ended = False
         self.refusal: Answer | None = None
 
+    @abstractmethod
     def begin(self, line: Line) -> int:
         """Ask for it on this line; its bytes, about."""
-        raise NotImplementedError
 
+    @abstractmethod
     def heard(self, line: Line, request: Request, answer: Answer) -> bool:
         """Take an answer. False: the server takes no jobs, try another one."""
-        raise NotImplementedError
 
 
 class Delivery:

@@ -13,6 +13,7 @@ import contextlib
 import os
 import threading
 import time
+from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -136,9 +137,9 @@ class Managing(Joined):
         client.delete(*task.parts)
         return _taken_out(task, body, self._queue_of(said), said)
 
+    @abstractmethod
     def _where(self, task_id: str) -> tuple[Address, int] | None:
         """Server and number of a task that was submitted here."""
-        raise NotImplementedError
 
     def _purge(self, client: BeanstalkdClient, queue: str, room: int) -> list[Buried]:
         """Take out what is ready, then what is delayed."""
