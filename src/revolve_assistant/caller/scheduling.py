@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta, tzinfo
-from hashlib import blake2b
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -144,6 +143,8 @@ def key_of(fn: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
 
 
 def _digest(text: str) -> str:
+    from hashlib import blake2b  # 3 ms of each start, for those who schedule
+
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
