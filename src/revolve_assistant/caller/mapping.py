@@ -22,7 +22,7 @@ import msgspec
 
 from .. import telemetry
 from ..engine import Parcel
-from ..errors import ClientClosed, NotCarriable, Overloaded, TaskCancelled, UsageError
+from ..errors import ClientClosed, NotCarriable, TaskCancelled, UsageError
 from ..pool.reports import (
     ITEM_ERROR,
     ITEM_PLAIN,
@@ -37,11 +37,11 @@ from ..pool.reports import (
     REPORT_TRIMMED,
     REPORT_WANT,
 )
-from ..wire.carry import ATOMS, Work, pack, unpack
+from ..wire.carry import ATOMS, Work, kind_of, pack, unpack
 from ..wire.remote import not_rebuilt
 from ..wire.share import collecting, distinct
 from .options import PLAIN, Options
-from .waiting import in_loop
+from .singly import results_of, submit_all
 
 if TYPE_CHECKING:
     from .client import Client
@@ -346,25 +346,21 @@ def run_map(
             client._maps.add(mapping)
             mapping.start()
         results = _from_mapping(mapping, len(items), deadline, errors)
+    elif client._remote and (chunksize or 1) > 1 and _can_share(client, options, fn):
+        from .chunks import map_in_chunks
+
+        assert chunksize is not None
+        results = map_in_chunks(client, options, fn, items, chunksize, deadline, errors)
     else:
-        tasks = _submit_all(client, options, fn, items)
-        results = _from_tasks(tasks, deadline, errors)
+        results = results_of(submit_all(client, options, fn, items), deadline, errors)
     return _shown(results, len(items), fn) if show else results
 
 
-def _submit_all(client: Client, options: Options, fn: Callable[..., Any], items: list[Any]) -> list[Any]:
-    """A task for each item; on a queue, as fast as it acknowledges them."""
-    tasks: list[Any] = []
-    for item in items:
-        while True:
-            try:
-                tasks.append(client._submit(options, fn, item, {}))
-                break
-            except Overloaded:
-                if not tasks or in_loop():
-                    raise
-                tasks[-1].queued(client._patience)
-    return tasks
+def _can_share(client: Client, options: Options, fn: Callable[..., Any]) -> bool:
+    """Whether items may share a task of a queue: none needs limits, attempts, a key or a listener of its own."""
+    limited = options.timeout is not None or options.stall is not None or options.unique is not None
+    alone = limited or options.retries or options.capture or client._listeners is not None
+    return not alone and callable(fn) and kind_of(fn) == "plain"
 
 
 def _from_mapping(mapping: Mapping, count: int, deadline: float | None, errors: str) -> Generator[Any, None, None]:
@@ -389,28 +385,6 @@ def _from_mapping(mapping: Mapping, count: int, deadline: float | None, errors: 
     finally:
         if index < count:
             mapping.stop()
-
-
-def _from_tasks(tasks: list[Any], deadline: float | None, errors: str) -> Generator[Any, None, None]:
-    tasks.reverse()
-    try:
-        while tasks:
-            task = tasks[-1]
-            if not task.done():
-                task._wait(None if deadline is None else deadline - monotonic())
-            tasks.pop()
-            try:
-                box = [task.result(0)]
-            except Exception as error:
-                if errors == "raise":
-                    raise
-                box = [error]
-            del task
-            yield box.pop()
-    finally:
-        for task in tasks:
-            if not task._foreign and not task.running():
-                task.cancel()
 
 
 def _shown(results: Generator[Any, None, None], count: int, fn: Callable[..., Any]) -> Generator[Any, None, None]:
