@@ -161,6 +161,9 @@ class Client(Steering, Scheduling, Patient, concurrent.futures.Executor):
         or the death of a child concerns its item alone. `errors="return"` yields exceptions instead of raising
         them; `show=True` draws a bar on stderr; `timeout` seconds from the call raise `TimeoutError`. Closing the
         iterator early cancels what has not started.
+
+        On a queue each item is a task, unless `chunksize` says how many share one: many times faster for short items,
+        which then run again one by one if their chunk's process dies, and end when their chunk does.
         """
         return Submitter(self, {}).map(fn, *iterables, timeout=timeout, chunksize=chunksize, show=show, errors=errors)
 
