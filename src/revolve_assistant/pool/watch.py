@@ -12,7 +12,6 @@ from . import board as at
 from .jobs import Job
 from .process import ChildProcess
 from .reports import NOT_SET_UP, REPORT_LOST, REPORT_RAISED, REPORT_TRIMMED
-from .stacks import without_our_frames
 from .threads import making
 from .vitals import describe_exit, is_stopped, oom_kills, peak, resident
 
@@ -296,6 +295,8 @@ def lost(job: Job, why: str, *, stacks: str = "", **facts: Any) -> TaskLost:
     for name, value in facts.items():
         setattr(error, name, value)
     if stacks.strip():
+        from .stacks import without_our_frames
+
         error.add_note(without_our_frames(stacks).strip()[-4000:])
     return error
 
