@@ -298,6 +298,14 @@ def drain(rounds: int) -> Iterator[Line]:
             at.fresh()
             return len(left) / took, Cost(*(each / len(left) for each in cost))
 
+        def mapped() -> float:
+            """The same as a map whose items share tasks, from the call to the last result."""
+            with Crew(at.url), Client(at.url) as client:
+                client.submit(_work.noop).result(60)
+                took = seconds(lambda: list(client.map(_work.noop, range(TASKS), chunksize=100)))
+            at.fresh()
+            return TASKS / took
+
         def alone() -> float:
             """Nobody reads the results meanwhile."""
             with Client(at.url) as client:
@@ -322,11 +330,12 @@ def drain(rounds: int) -> Iterator[Line]:
             lambda peer: at.plain.drained(lambda: at.plain.peer_drain(peer)),
             (4, 8),
         )
-        with_client, without, *others = in_turn(rounds, ours, alone, *(call for _, call, _ in peers))
+        with_client, chunks, without, *others = in_turn(rounds, ours, mapped, alone, *(call for _, call, _ in peers))
         rates = [rate for rate, _ in with_client]
         for (name, _, goal), values in zip(peers, others, strict=True):
             yield Line("drain", f"{TASKS:,} no-ops, to the last result; {name}", "/s", rates, values, goal)
             yield Line("drain", f"no client, until the queue is empty; {name}", "/s", without, values, goal)
+            yield Line("drain", f"map, 100 items a task, from the call to the last result; {name}", "/s", chunks, values)
         costs = [cost for _, cost in with_client]
         yield from cost_lines("drain", "a task", costs, 1)
         per_second = [1 / each.worker for each in costs]

@@ -19,7 +19,7 @@ import pytest
 from revolve_assistant.engine import Outcome, Parcel
 from revolve_assistant.errors import AssistantError, Overloaded, ProtocolError, Unreachable
 from revolve_assistant.protocols.gearman import GearmanAdmin
-from revolve_assistant.providers import registry
+from revolve_assistant.providers import holding, registry
 from revolve_assistant.testing import Door
 from revolve_assistant.testing.servers import Gearmand, free_port
 
@@ -322,6 +322,21 @@ def test_a_full_queue_is_said_so(server, opened):
     drain(queue, 1)
 
 
+def test_after_a_refusal_a_writer_begins_anew_so_that_its_reader_waits_for_nothing(server, opened, monkeypatch):
+    for name in ("GRACE", "_LONGEST"):  # seconds that a reader waits for a number that is missing
+        monkeypatch.setattr(holding, name, 10 * WAIT)
+    writer, reader = opened(registry.messenger, server), opened(registry.messenger, server)
+    writer.keep(["c"], seconds=60, cap=1 << 20)
+    writer.write([("c", b"first")])
+    with GearmanAdmin(server.address) as admin:
+        admin.max_queue("faults.c.c", 2)
+        with pytest.raises(Overloaded, match=r"2 frames \(1 of 2 accepted\)"):
+            writer.write([("c", b"taken"), ("c", b"refused")])
+        admin.max_queue("faults.c.c", 100)
+    writer.write([("c", b"taken"), ("c", b"refused")])  # as who writes does: all of it once more
+    assert frames(reader, "c", 4) == [b"first", b"taken", b"taken", b"refused"]
+
+
 @contextlib.contextmanager
 def stranger(answer):
     """A server of something else."""
@@ -385,7 +400,7 @@ def test_jobs_of_others_making_are_leases_too(server, opened):
 
 READER = """
 import sys
-from revolve_assistant.providers import registry
+from revolve_assistant.providers import holding, registry
 reader = registry.messenger(sys.argv[1]); reader.open()
 cursors, count = {"inbox": b""}, 0
 while count < int(sys.argv[2]):

@@ -18,7 +18,7 @@ import threading
 import time
 from abc import abstractmethod
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from .. import messenger as contract
@@ -84,6 +84,10 @@ class Spread(contract.Messenger, Generic[W]):
     @abstractmethod
     def _writer(self, channel: str, name: bytes, order: Order) -> W:
         """A new writer to a channel: what that is called on the servers, and which of them it goes to."""
+
+    @abstractmethod
+    def _put(self, frames: Iterator[tuple[W, bytes]]) -> None:
+        """Write each frame at its writer's place. Raises `Overloaded` where a server does not store one."""
 
     @abstractmethod
     def _sweeping(self) -> Sweeper:
@@ -178,14 +182,25 @@ class Spread(contract.Messenger, Generic[W]):
     def _closed(self) -> ClientClosed:
         return ClientClosed(f"{self._place.text} was closed")
 
-    # ---- writing, for the provider
+    # ---- writing
 
-    def _check_frames(self, messages: Sequence[tuple[str, bytes]]) -> None:
+    def write(self, messages: Sequence[tuple[str, bytes]]) -> None:
+        """Also raises `Overloaded` where a server does not store a frame; the others may have been written."""
         self._check()
         largest = self.traits.max_bytes
         for channel, frame in messages:
             if len(frame) > largest:
                 raise UsageError(f"{len(frame):,} bytes for {channel!r} are more than {largest:,}")
+        if not messages:
+            return
+        with self._writing:
+            if self._out is None:
+                raise self._closed()
+            try:
+                self._put((self._writer_to(channel), frame) for channel, frame in messages)
+            except BaseException:
+                self._begin_anew(messages)
+                raise
 
     def _writer_to(self, channel: str) -> W:
         """Our place in a channel, from its beginning where we have not written to it of late."""

@@ -14,7 +14,7 @@ beanstalkd lets nothing expire and has no bound on what it holds for a channel t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from ...traits import Traits
 from ..lines import Lines, Role
@@ -65,25 +65,13 @@ class Messenger(Spread[_Place]):
         """`beanstalkd://host:11300,host2/namespace?timeout=5`. Raises `UsageError`."""
         return cls(Place.read(url, options))
 
-    def write(self, messages: Sequence[tuple[str, bytes]]) -> None:
-        """Also raises `Overloaded` where a server does not take a frame; the others may have been written."""
-        self._check_frames(messages)
-        if not messages:
-            return
-        with self._writing:
-            if self._out is None:
-                raise self._closed()
-            loads: list[FrameLoad] = []
-            try:
-                self._delivery.deliver(self._loads(messages, loads))
-                refused(loads, f"{len(loads)} frames")
-            except BaseException:
-                self._begin_anew(messages)
-                raise
+    def _put(self, frames: Iterator[tuple[_Place, bytes]]) -> None:
+        loads: list[FrameLoad] = []
+        self._delivery.deliver(self._loads(frames, loads))
+        refused(loads, f"{len(loads)} frames")
 
-    def _loads(self, messages: Sequence[tuple[str, bytes]], made: list[FrameLoad]) -> Iterator[FrameLoad]:
-        for channel, frame in messages:
-            place = self._writer_to(channel)
+    def _loads(self, frames: Iterator[tuple[_Place, bytes]], made: list[FrameLoad]) -> Iterator[FrameLoad]:
+        for place, frame in frames:
             load = FrameLoad(place.order, place.tube, place.mark, place.name, place.next, bytes(frame))
             place.next += 1
             made.append(load)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from ...protocols.gearman.client_state import Request
 from ...traits import Traits
@@ -65,26 +65,16 @@ class Messenger(Spread[_Place]):
         """`gearman://host:4730,host2/namespace?timeout=5&encode=base64`. Raises `UsageError`."""
         return cls(Place.read(url, options))
 
-    def write(self, messages: Sequence[tuple[str, bytes]]) -> None:
-        """Also raises `Overloaded` where a server does not store a frame; the others may have been written."""
-        self._check_frames(messages)
-        if not messages:
-            return
-        with self._writing:
-            if self._out is None:
-                raise self._closed()
-            requests: list[Request] = []
-            try:
-                self._delivery.deliver(self._requests(messages, requests))
-            except BaseException:
-                self._begin_anew(messages)
-                raise
-            refused(requests, f"{len(requests)} frames")
+    def _put(self, frames: Iterator[tuple[_Place, bytes]]) -> None:
+        requests: list[Request] = []
+        self._delivery.deliver(self._requests(frames, requests))
+        refused(requests, f"{len(requests)} frames")
 
-    def _requests(self, messages: Sequence[tuple[str, bytes]], made: list[Request]) -> Iterator[tuple[Order, Request]]:
+    def _requests(
+        self, frames: Iterator[tuple[_Place, bytes]], made: list[Request]
+    ) -> Iterator[tuple[Order, Request]]:
         encoded = self._place.base64
-        for channel, frame in messages:
-            place = self._writer_to(channel)
+        for place, frame in frames:
             data = base64.b64encode(frame) if encoded else bytes(frame)
             request = background(place.function, f"{place.prefix}{place.next}", data)
             place.next += 1
