@@ -335,7 +335,7 @@ def drain(rounds: int) -> Iterator[Line]:
         for (name, _, goal), values in zip(peers, others, strict=True):
             yield Line("drain", f"{TASKS:,} no-ops, to the last result; {name}", "/s", rates, values, goal)
             yield Line("drain", f"no client, until the queue is empty; {name}", "/s", without, values, goal)
-            yield Line("drain", f"map, 100 items a task, from the call to the last result; {name}", "/s", chunks, values)
+            yield Line("drain", f"map, 100 items a task, to the last result; {name}", "/s", chunks, values)
         costs = [cost for _, cost in with_client]
         yield from cost_lines("drain", "a task", costs, 1)
         per_second = [1 / each.worker for each in costs]
