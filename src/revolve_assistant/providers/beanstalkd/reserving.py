@@ -38,12 +38,13 @@ Arrived = Callable[[Line, int, bytes], None]
 class Reserving:
     """The lines of a role that reserve jobs. `arrived` gets each job: the line, the number, the bytes.
 
-    `soon` is called where a job that a line holds has less than a second left.
+    `soon` is called where a job that a line holds has less than a second left, `behind` with a line and the tubes to
+    ask what belongs behind the reserves that were just asked for.
     """
 
     def __init__(
         self, lines: Lines, place: Place, name: str, arrived: Arrived, soon: Callable[[Line], object],
-        lost: Callable[[Line], None],
+        lost: Callable[[Line], None], behind: Callable[[Line, set[bytes]], None] | None = None,
     ) -> None:  # fmt: skip
         self._lines = lines
         self.role = Role(name, lambda: ConnectionState(max_body=MAX_BODY), telling.meet, self._heard, self._lost)
@@ -51,6 +52,7 @@ class Reserving:
         self._arrived = arrived
         self._soon = soon
         self._gone = lost
+        self._behind = behind
         self._asked: dict[Line, float] = {}  # since when reserves are under way
         self._zeros: dict[Line, int] = {}  # that do not wait, and are not answered
         self._stride: dict[Line, int] = {}
@@ -82,6 +84,8 @@ class Reserving:
         self._watch(line, tubes)
         self._dry.discard(line)
         self._ask(line, min(room, self._stride.get(line, 1)))
+        if self._behind is not None:
+            self._behind(line, tubes)
         self._lines.send([line])
 
     def wait(self, line: Line, tubes: set[bytes], room: int) -> None:
@@ -92,6 +96,8 @@ class Reserving:
         self._dry.discard(line)
         line.state.ask(ask.reserve(_WAIT_DEAF if line.owner.draining else WAIT))
         self._ask(line, min(room, self._stride.get(line, 1)) - 1)
+        if self._behind is not None:
+            self._behind(line, tubes)
         self._lines.send([line])
 
     def busy(self, line: Line) -> bool:
