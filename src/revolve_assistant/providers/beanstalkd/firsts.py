@@ -18,36 +18,35 @@ not seen here: we do so nowhere, and others only by hand.
 
 from __future__ import annotations
 
-import re
+from operator import itemgetter
 
-_COUNTS = re.compile(
-    rb"\ncmd-release: (\d+)\n.*?\ncmd-bury: (\d+)\n.*?\njob-timeouts: (\d+)\n.*?\ncurrent-connections: (\d+)\n"
-    rb".*?\ntotal-connections: (\d+)\n.*?\nuptime: (\d+)\n",
-    re.DOTALL,
-)
+_COUNTS = b"cmd-release", b"cmd-bury", b"job-timeouts", b"current-connections", b"total-connections", b"uptime"
+_NOWHERE = 1 << 20  # line of `stats` in which there is what this server does not tell
 _MOST = 1000  # tubes and priorities that are known of
 
 
 class Firsts:
     """What one connection that reserves knows. `era`: grows whenever something may have come back."""
 
-    __slots__ = ("era", "_counts", "_known", "_uptime")
+    __slots__ = ("era", "_counts", "_known", "_pick", "_uptime")
 
     def __init__(self, stats: bytes) -> None:
         """`stats`: what the server says of itself, before anything is reserved."""
+        names = [line.partition(b":")[0] for line in stats.split(b"\n")]
+        self._pick = itemgetter(*[names.index(name) if name in names else _NOWHERE for name in _COUNTS])
         self.era = 0
-        self._counts: tuple[int, ...] | None = None
+        self._counts: tuple[bytes, bytes, bytes, int] | None = None
         self._known: dict[tuple[bytes, int], int] = {}  # by tube and priority: the oldest that was new, in this era
-        self._uptime = 0
+        self._uptime = b""
         self.counted(stats)
 
     def counted(self, stats: bytes) -> None:
         """Take what the server says of itself after a round of reserves."""
-        found = _COUNTS.search(stats)
-        counts = None
-        if found is not None:
-            releases, burials, timeouts, current, total, self._uptime = map(int, found.groups())
-            counts = releases, burials, timeouts, total - current
+        try:
+            releases, burials, timeouts, current, total, self._uptime = self._pick(stats.split(b"\n"))
+            counts = releases, burials, timeouts, _number(total) - _number(current)
+        except (IndexError, ValueError):
+            counts = None
         if counts is None or counts != self._counts:
             self._counts = counts
             self.era += 1
@@ -60,5 +59,9 @@ class Firsts:
     def learn(self, tube: bytes, priority: int, number: int, era: int, age: int) -> None:
         """A job that was reserved in that era is new, as the server says, and was never delayed."""
         key = tube, priority
-        if era == self.era and 0 <= age < self._uptime and len(self._known) < _MOST:
+        if era == self.era and 0 <= age < _number(self._uptime) and len(self._known) < _MOST:
             self._known[key] = min(number, self._known.get(key, number))
+
+
+def _number(line: bytes) -> int:
+    return int(line.partition(b": ")[2])

@@ -145,7 +145,7 @@ class Taking:
         try:
             return self._take(groups, limit, began, deadline, found)
         finally:
-            lines.send(self._reserving.lines())
+            lines.send([line for line in self._reserving.lines() if line.state.unsent])
             self._recall(found, limit)
 
     def _take(
@@ -158,7 +158,7 @@ class Taking:
         step: tuple[Line, set[bytes]] | None = None
         while True:
             self._collect(found, limit)
-            if self.unknown or any(reserving.busy(line) for line in reserving.lines()):
+            if self.unknown or reserving.busy():
                 lines.pump(min(time.monotonic() + 0.25, reserving.until()))
                 continue
             if len(found) >= limit:
@@ -200,8 +200,10 @@ class Taking:
         return iter([(line, tubes) for tubes in groups for line in turned])
 
     def _collect(self, found: list[Hold], limit: int) -> None:
+        if not self.ready or self.unknown:
+            return
         room = limit - len(found)
-        if room > 0 and self.ready and not self.unknown:
+        if room > 0:
             found += [hold for hold in self.ready[:room] if not hold.over]
             del self.ready[:room]
 
