@@ -84,8 +84,9 @@ class Delivery:
                 waiting = sum(map(len, groups.values()))
                 if more and waiting < _CHUNK:
                     more = self._pull(source)
-                self._place()
-                waiting = sum(map(len, groups.values()))
+                if groups:
+                    self._place()
+                    waiting = sum(map(len, groups.values()))
                 if more and waiting < _CHUNK:
                     lines.pump(0.0)  # the servers work while the next ones are made
                     continue
@@ -134,7 +135,7 @@ class Delivery:
 
     def _place(self) -> None:
         """Give loads to lines that have room."""
-        for order, group in self._groups.items():
+        for order, group in list(self._groups.items()):
             while group:
                 line = self._choose(order)
                 if line is None:
@@ -150,6 +151,8 @@ class Delivery:
                     out[load] = None
                     size += load.begin(line)
                 self._lines.send([line])
+            if not group:
+                del self._groups[order]
 
     def _choose(self, order: Order) -> Line | None:
         for index in order:

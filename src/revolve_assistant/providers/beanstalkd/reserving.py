@@ -27,6 +27,8 @@ _WAIT_DEAF = 1
 """The same on a server that is draining, and takes no wake-up call either."""
 MOST = 256
 """Reserves under way on one line at once."""
+_FEWEST = 2
+"""Reserves of a round, where there is room: the second one says that there was no more, without another round."""
 _SLOW = 0.25  # seconds after which the answer to a reserve that does not wait is not waited for
 _RING_TTR = 10  # seconds
 _BREATH = 0.05  # seconds without a reserve after two DEADLINE_SOON in a row: touching did not help
@@ -83,7 +85,7 @@ class Reserving:
             return
         self._watch(line, tubes)
         self._dry.discard(line)
-        self._ask(line, min(room, self._stride.get(line, 1)))
+        self._ask(line, min(room, self._stride.get(line, _FEWEST)))
         if self._behind is not None:
             self._behind(line, tubes)
         self._lines.send([line])
@@ -96,7 +98,7 @@ class Reserving:
         self._watch(line, tubes)
         self._dry.discard(line)
         line.state.ask(_PATIENT_DEAF if line.owner.draining else _PATIENT)
-        self._ask(line, min(room, self._stride.get(line, 1)) - 1)
+        self._ask(line, min(room, self._stride.get(line, _FEWEST)) - 1)
         if self._behind is not None:
             self._behind(line, tubes)
 
@@ -205,8 +207,8 @@ class Reserving:
 
     def _step(self, line: Line, count: int) -> None:
         """A round is over: take bigger steps where all of it brought something, smaller ones where little did."""
-        stride = self._stride.get(line, 1)
-        self._stride[line] = min(MOST, stride * 2) if count >= stride else max(1, count)
+        stride = self._stride.get(line, _FEWEST)
+        self._stride[line] = min(MOST, stride * 2) if count >= stride else max(_FEWEST, count)
 
     def _hurry(self, line: Line) -> None:
         self._dry.add(line)
