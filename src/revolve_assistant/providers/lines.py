@@ -67,16 +67,13 @@ class Line:
         self.owner: Any = None
         self.error: Exception | None = None
         self.stage: Literal["dialling", "greeting", "up", "lost"] = "dialling"
+        self.up = False  # whether that is the stage
         self.polled = 0  # what it is polled for
         self._out = bytearray()
         self._started = self._heard = self._waiting = time.monotonic()
         self._quiet = True  # nothing is due from the server
         self._dial: Dial | None = Dial(server.address)
         self._stream: Stream | None = None
-
-    @property
-    def up(self) -> bool:
-        return self.stage == "up"
 
     @property
     def backlog(self) -> int:
@@ -174,7 +171,7 @@ class Line:
             found = state.receive(data)
             self._quiet = not state.waiting and not self._out
             if self.stage == "greeting" and not state.waiting:
-                self.stage = "up"
+                self.stage, self.up = "up", True
                 self.server.worked()
                 self.role.up(self)
             if found:
@@ -187,7 +184,7 @@ class Line:
 
     def close(self) -> None:
         """Let go of it. The jobs taken on it go back to the server's queue."""
-        self.stage = "lost"
+        self.stage, self.up = "lost", False
         for one in (self._dial, self._stream):
             if one is not None:
                 one.close()

@@ -19,6 +19,7 @@ MAX_BODY = 64 << 20
 """Bytes of the longest answer that is read; a longer one is refused before anything is allocated for it."""
 _MAX_LINE = 512  # bytes of an answer's first line; a tube's name is the longest thing in one
 _MAX_DIGITS = 20
+_PLAIN = {word: Answer(word) for word in (b"DELETED", b"NOT_FOUND", b"TIMED_OUT", b"TOUCHED", b"RELEASED", b"BURIED")}
 
 
 class ConnectionState:
@@ -53,6 +54,11 @@ class ConnectionState:
         if not self._open:
             return False
         return self._open[0].patience <= 0 or self._doubted
+
+    @property
+    def unsent(self) -> bool:
+        """Whether there is something to be sent."""
+        return bool(self._out)
 
     @property
     def unanswered(self) -> list[Request]:
@@ -127,7 +133,9 @@ class ConnectionState:
             at = self._missing
             self._parts.append(data[:at])
             body, self._parts, self._missing = b"".join(self._parts), [], 0
-            self._answer(Answer(*self._head, self._whole(body)), found)
+            if body[-2:] != b"\r\n":
+                raise _endless(len(body) - 2)
+            self._answer(Answer(*self._head, body[:-2]), found)
         else:
             at = 0
             if self._buffer:
@@ -144,15 +152,15 @@ class ConnectionState:
                 return
             line = data[at:end]
             at = end + 2
-            word, _, rest = line.partition(b" ")
-            if word in BODIES:
-                at = self._begin(word, rest, data, at, found)
-                continue
-            if rest:
+            answer = _PLAIN.get(line)
+            if answer is None:
+                word, _, rest = line.partition(b" ")
+                if word in BODIES:
+                    at = self._begin(word, rest, data, at, found)
+                    continue
                 number = int(rest) if rest.isdigit() and len(rest) <= _MAX_DIGITS else -1
-                self._answer(Answer(word, number, b"", rest), found)
-            else:
-                self._answer(Answer(word), found)
+                answer = Answer(word, number, b"", rest)
+            self._answer(answer, found)
 
     def _begin(self, word: bytes, rest: bytes, data: bytes, at: int, found: list[tuple[Request, Answer]]) -> int:
         """An answer that bytes follow; where in the data to go on."""
@@ -171,13 +179,10 @@ class ConnectionState:
             self._parts = [data[at:]]
             self._missing = end + 2 - len(data)
             return len(data)
-        self._answer(Answer(word, number, self._whole(data[at : end + 2])), found)
+        if data[end : end + 2] != b"\r\n":
+            raise _endless(length)
+        self._answer(Answer(word, number, data[at:end]), found)
         return end + 2
-
-    def _whole(self, body: bytes) -> bytes:
-        if body[-2:] != b"\r\n":
-            raise ProtocolError(f"a body of {len(body) - 2:,} bytes has no end of line behind it")
-        return body[:-2]
 
     def _early(self, line: bytes) -> None:
         """What stands there and has no end yet: notice soon that it never will be an answer."""
@@ -186,14 +191,14 @@ class ConnectionState:
             raise self._stranger(line)
 
     def _answer(self, answer: Answer, found: list[tuple[Request, Answer]]) -> None:
-        if not self._open:
-            raise self._stranger(answer.word + b" " + answer.text)
-        request = self._open[0]
-        if answer.word not in request.answers and answer.word not in COMMON:
-            raise self._stranger(answer.word + b" " + answer.text)
-        if answer.word == b"INSERTED" and answer.number < 0:
-            raise self._stranger(answer.word + b" " + answer.text)
-        self._open.popleft()
+        word = answer.word
+        if (
+            not self._open
+            or (word not in self._open[0].answers and word not in COMMON)
+            or (word == b"INSERTED" and answer.number < 0)
+        ):
+            raise self._stranger(word + b" " + answer.text)
+        request = self._open.popleft()
         if request.patience > 0:
             self._patient = 0.0
         request.answer = answer
@@ -202,3 +207,7 @@ class ConnectionState:
     def _stranger(self, line: bytes) -> ProtocolError:
         asked = self._open[0].verb.decode() if self._open else "nothing"
         return ProtocolError(f"{line.strip()[:120]!r} is no answer to {asked}")
+
+
+def _endless(length: int) -> ProtocolError:
+    return ProtocolError(f"a body of {length:,} bytes has no end of line behind it")

@@ -38,7 +38,7 @@ class TaskLoad(Load):
 
     def begin(self, line: Line) -> int:
         self.parts, self._waiting = [], 0
-        data = task_head(self.id, self.name) + self.body
+        data = task_head(self.id, self.name, self.priority, self.ttr) + self.body
         most = line.owner.max_job
         if len(data) <= most:
             telling.use(line, self.tube)
@@ -60,7 +60,7 @@ class TaskLoad(Load):
                 return True
             if self.refusal is None:
                 telling.use(line, self.tube)
-                data = task_of_parts(self.id, self.name, tuple(self.parts))
+                data = task_of_parts(self.id, self.name, tuple(self.parts), self.priority, self.ttr)
                 line.state.ask(ask.put_plain(data, self.priority, self.delay, self.ttr, self))
                 return True
             return self._fail(line, self.refusal)

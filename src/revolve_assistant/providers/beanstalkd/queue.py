@@ -190,10 +190,11 @@ class Queue(Managing):
 
     def _measure(self, leases: Sequence[Lease]) -> None:
         """Let whoever extends know how often that must be: the submitter says for how long its job may be held."""
-        if not self._taking.holding():
+        if not leases and not self._taking.holding():
             self.lease = float(self.place.lease)
         for lease in leases:
-            self.lease = min(self.lease, float(lease.token.ttr))
+            if lease.token.ttr < self.lease:
+                self.lease = float(lease.token.ttr)
 
     # ---- holding and settling
 

@@ -55,7 +55,7 @@ class Reading(Holding):
         ready, holes = self._look(asked, time.monotonic())
         reserving = self._reserving
         up = reserving.lines()
-        if self._strange or any(reserving.busy(line) for line in up):
+        if self._strange or reserving.busy():
             return ready, True
         room = self._room(limit, ready, holes, asked)
         if room is None:
@@ -67,9 +67,10 @@ class Reading(Holding):
             if reserving.dry(line):
                 if not ready:
                     reserving.wait(line, self._tubes, room)
+                    self.lines.send([line])
             else:
                 reserving.look(line, self._tubes, room)
-                busy = busy or reserving.busy(line)
+                busy = busy or reserving.busy()
         return ready, busy
 
     def close(self, patience: float) -> None:

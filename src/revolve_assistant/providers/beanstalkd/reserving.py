@@ -30,7 +30,7 @@ MOST = 256
 _SLOW = 0.25  # seconds after which the answer to a reserve that does not wait is not waited for
 _RING_TTR = 10  # seconds
 _BREATH = 0.05  # seconds without a reserve after two DEADLINE_SOON in a row: touching did not help
-_POLL = ask.reserve(0)  # one for all: their answers are heard, and not looked up
+_POLL, _PATIENT, _PATIENT_DEAF = map(ask.reserve, (0, WAIT, _WAIT_DEAF))  # for all: answers are heard, not looked up
 
 Arrived = Callable[[Line, int, bytes], None]
 
@@ -38,12 +38,13 @@ Arrived = Callable[[Line, int, bytes], None]
 class Reserving:
     """The lines of a role that reserve jobs. `arrived` gets each job: the line, the number, the bytes.
 
-    `soon` is called where a job that a line holds has less than a second left.
+    `soon` is called where a job that a line holds has less than a second left, `behind` with a line and the tubes to
+    ask what belongs behind the reserves that were just asked for.
     """
 
     def __init__(
         self, lines: Lines, place: Place, name: str, arrived: Arrived, soon: Callable[[Line], object],
-        lost: Callable[[Line], None],
+        lost: Callable[[Line], None], behind: Callable[[Line, set[bytes]], None] | None = None,
     ) -> None:  # fmt: skip
         self._lines = lines
         self.role = Role(name, lambda: ConnectionState(max_body=MAX_BODY), telling.meet, self._heard, self._lost)
@@ -51,8 +52,9 @@ class Reserving:
         self._arrived = arrived
         self._soon = soon
         self._gone = lost
+        self._behind = behind
         self._asked: dict[Line, float] = {}  # since when reserves are under way
-        self._zeros: dict[Line, int] = {}  # that do not wait, and are not answered
+        self._zeros: dict[Line, int] = {}  # that do not wait, and are not answered; at least one
         self._stride: dict[Line, int] = {}
         self._found: dict[Line, int] = {}  # by the reserves of this round
         self._dry: set[Line] = set()  # had nothing at the last look
@@ -65,7 +67,7 @@ class Reserving:
 
     def under_way(self, line: Line) -> int:
         """Reserves whose answers are due."""
-        return self._zeros.get(line, 0) + bool(line.state.reserving)
+        return self._zeros.get(line, 0) + line.state.reserving
 
     def dry(self, line: Line) -> bool:
         """Whether it had nothing the last time that it was asked."""
@@ -82,26 +84,33 @@ class Reserving:
         self._watch(line, tubes)
         self._dry.discard(line)
         self._ask(line, min(room, self._stride.get(line, 1)))
+        if self._behind is not None:
+            self._behind(line, tubes)
         self._lines.send([line])
 
     def wait(self, line: Line, tubes: set[bytes], room: int) -> None:
-        """Wait at the server for one, and take others that come with it. Nothing may be under way."""
+        """Wait at the server for one, and take others that come with it. Nothing may be under way, and what is asked
+        must be sent."""
         if self._rests(line):
             return
         self._watch(line, tubes)
         self._dry.discard(line)
-        line.state.ask(ask.reserve(_WAIT_DEAF if line.owner.draining else WAIT))
+        line.state.ask(_PATIENT_DEAF if line.owner.draining else _PATIENT)
         self._ask(line, min(room, self._stride.get(line, 1)) - 1)
-        self._lines.send([line])
+        if self._behind is not None:
+            self._behind(line, tubes)
 
-    def busy(self, line: Line) -> bool:
+    def busy(self) -> bool:
         """Whether answers are due that are worth waiting for."""
-        if not line.up or line.state.reserving or not self._zeros.get(line):
-            return False
-        return time.monotonic() - self._asked.get(line, 0.0) < _SLOW
+        return bool(self._zeros) and any(
+            line.up and not line.state.reserving and time.monotonic() - self._asked[line] < _SLOW
+            for line in self._zeros
+        )
 
     def until(self) -> float:
         """When to look again, at the latest (monotonic seconds)."""
+        if not self._asked and not self._breath:
+            return float("inf")
         now = time.monotonic()
         due = min((since + _SLOW for since in self._asked.values() if since + _SLOW > now), default=float("inf"))
         return min(due, min((until for until in self._breath.values() if until > now), default=float("inf")))
@@ -158,40 +167,45 @@ class Reserving:
     def _ask(self, line: Line, count: int) -> None:
         if count > 0:
             line.state.ask_all(_POLL.data * count, [_POLL] * count)
-            self._zeros[line] = self._zeros.get(line, 0) + count
-        self._asked[line] = time.monotonic()
+            self._zeros[line] = count
+            self._asked[line] = time.monotonic()
         self._found[line] = 0
 
     def _heard(self, line: Line, found: list[tuple[Request, Answer]]) -> None:
+        left, jobs = self._zeros.get(line, 0), self._found.get(line, 0)
         for request, answer in found:
-            verb = request.verb
-            if verb != b"reserve":
+            if request.verb != b"reserve":
                 if request.owner is not None:
                     request.owner.heard(line, request, answer)
                 continue
-            word = answer.word
             if not request.patience:
-                self._zeros[line] = left = self._zeros.get(line, 1) - 1
-                if not left:
-                    self._asked.pop(line, None)
+                left -= 1
+            word = answer.word
             if word == b"RESERVED":
                 if answer.body == self.bell:
                     line.state.ask(ask.delete(answer.number))
                     self._deleted.add((line.index, answer.number))
                     continue
-                self._hurried.pop(line, None)
-                self._found[line] = self._found.get(line, 0) + 1
+                jobs += 1
+                if self._hurried:
+                    self._hurried.pop(line, None)
                 self._arrived(line, answer.number, answer.body)
             elif word == b"DEADLINE_SOON":
                 self._hurry(line)
             else:
                 self._dry.add(line)
-            if not self._zeros.get(line) and not line.state.reserving:
-                self._step(line)
+            if left <= 0 and not line.state.reserving:
+                self._step(line, jobs)
+        self._found[line] = jobs
+        if left > 0:
+            self._zeros[line] = left
+        else:
+            self._zeros.pop(line, None)
+            self._asked.pop(line, None)
 
-    def _step(self, line: Line) -> None:
+    def _step(self, line: Line, count: int) -> None:
         """A round is over: take bigger steps where all of it brought something, smaller ones where little did."""
-        count, stride = self._found.get(line, 0), self._stride.get(line, 1)
+        stride = self._stride.get(line, 1)
         self._stride[line] = min(MOST, stride * 2) if count >= stride else max(1, count)
 
     def _hurry(self, line: Line) -> None:

@@ -166,8 +166,8 @@ def delete_all(jobs: Mapping[Line, Sequence[int]]) -> list[Request]:
     """Ask lines to delete these; the last request of each, with whose answer all are answered."""
     last = []
     for line, numbers in jobs.items():
-        request = ask.delete(numbers[-1])
         data = b"".join([b"delete %d\r\n" % number for number in numbers])
+        request = Request(b"delete", data, _DELETE.answers)
         line.state.ask_all(data, [*[_DELETE] * (len(numbers) - 1), request])
         last.append(request)
     return last

@@ -4,8 +4,8 @@
     wait     all of them at once: a reserve that waits at each server, until one brings something
     recall   what still waits is called back, and what it brought beyond the room for it is given back
 
-Each job that comes is asked about at once (`stats-job`): how often it was handed out, how urgent it is, how long it may
-be held. What a large task is made of is fetched in the same round trip (`peek`).
+Each job that comes is asked about (`stats-job`): how often it was handed out, how urgent it is, how long it may be held;
+but for those that must be new: see `firsts`. What a large task is made of is fetched in the same round trip (`peek`).
 """
 
 from __future__ import annotations
@@ -19,20 +19,24 @@ from ...protocols.beanstalkd import commands as ask
 from ..lines import Line, Lines
 from .address import Place
 from .delivery import SUBMIT
+from .firsts import Firsts
 from .names import UNCOUNTED, uncounted_of
 from .reserving import Reserving
 from .told import Told
 from .wrapping import Task, read_task
 
 TAKE = "take"
+_NEW = [b"reserves: 1", b"timeouts: 0", b"releases: 0", b"buries: 0\nkicks: 0\n"]
+"""How `stats-job` ends, of a job that is handed out for the first time."""
 
 
 class Hold:
-    """A job that is held. `over`: it is settled, or somebody else's by now."""
+    """A job that is held. `over`: it is settled, or somebody else's by now; `deliveries`: how often it was handed out,
+    of a job of another program without those that it was given back after."""
 
     __slots__ = (
-        "body", "described", "line", "number", "over", "parts", "priority", "releases", "reserves", "task", "taking",
-        "ttr", "tube", "_pieces",
+        "body", "deliveries", "era", "line", "number", "over", "parts", "priority", "task", "taking", "ttr", "tube",
+        "_pieces",
     )  # fmt: skip
 
     def __init__(self, taking: Taking, line: Line, number: int, body: bytes) -> None:
@@ -40,30 +44,30 @@ class Hold:
         self.line = line
         self.number = number
         self.over = False
-        self.described = False
-        self.tube = b""
-        self.priority = self.reserves = self.releases = 0
-        self.ttr = 1
         self.task: Task | None = read_task(body)
         self.body = body if self.task is None else self.task.body
         self.parts = self.task.parts if self.task is not None else ()
+        self.era = line.owner.firsts.era
+
+    def ask(self) -> None:
+        """Have the server tell what a job does not say of itself."""
+        state = self.line.state
         self._pieces: list[bytes | None] = []
         for part in self.parts:
             peek = ask.peek(part)
             peek.owner = self
-            line.state.ask(peek)
-        line.state.ask(ask.stats_of(number, self))
+            state.ask(peek)
+        state.ask(ask.stats_of(self.number, self))
 
-    @property
-    def deliveries(self) -> int:
-        """How often it was handed out; of a job of another program, without those that it was given back after."""
-        not_counted = self.releases if self.task is None else uncounted_of(self.priority)
-        return max(1, self.reserves - not_counted)
+    def new(self, task: Task, tube: bytes) -> None:
+        """It was never handed out before: it is as it was put."""
+        self.tube, self.priority, self.ttr = tube, task.priority, max(1, task.ttr)
+        self.deliveries = 1
 
     @property
     def whole(self) -> bool:
         """Whether all of its body is there."""
-        return None not in self._pieces
+        return not self.parts or None not in self._pieces
 
     def heard(self, line: Line, request: Request, answer: Answer) -> None:
         """An answer to what was asked about it; that of `stats-job` comes last."""
@@ -73,17 +77,16 @@ class Hold:
         try:
             lines = answer.body.split(b"\n", 13)
             self.tube = lines[2][6:].strip(b'"')  # may be quoted since 1.13
-            self.priority, self.ttr, self.reserves = int(lines[4][5:]), int(lines[7][5:]), int(lines[10][10:])
-            self.releases = int(lines[12][10:])
+            self.priority, self.ttr, reserves = int(lines[4][5:]), int(lines[7][5:]), int(lines[10][10:])
+            not_counted = uncounted_of(self.priority) if self.task is not None else int(lines[12][10:])
+            self.deliveries = max(1, reserves - not_counted)
+            if lines[10:] == _NEW and lines[6] == b"delay: 0":
+                line.owner.firsts.learn(self.tube, self.priority, self.number, self.era, int(lines[5][5:]))
         except (IndexError, ValueError):  # NOT_FOUND: it was held for too long already
             self.end()
-        if self._pieces and self.whole:
+        if self.parts and self.whole:
             self.body = b"".join(each for each in self._pieces if each)
-            self._pieces = []
-        self.described = True
-        self.taking.describing -= 1
-        if not self.over:
-            self.taking.ready.append(self)
+        self.taking.unknown.discard(self)
 
     def end(self) -> None:
         """It is ours no more."""
@@ -93,15 +96,41 @@ class Hold:
             del held[self.number]
 
 
+class _Round:
+    """Reserves on a line, all of one tube of tasks. What they bring waits for what is asked behind them."""
+
+    __slots__ = ("holds", "taking", "tube")
+
+    def __init__(self, taking: Taking, tube: bytes) -> None:
+        self.taking = taking
+        self.tube = tube
+        self.holds: list[Hold] = []
+
+    def heard(self, line: Line, request: Request, answer: Answer) -> None:
+        """What the server says of itself now: see `firsts`."""
+        firsts: Firsts = line.owner.firsts
+        firsts.counted(answer.body)
+        unknown, tube = self.taking.unknown, self.tube
+        for hold in self.holds:
+            task = hold.task
+            if task is not None and firsts.new(tube, task.priority, hold.number, hold.era):
+                hold.new(task, tube)
+                unknown.discard(hold)
+            else:
+                hold.ask()
+
+
 class Taking:
     """Part of the Queue, on its one thread. What was taken and not given out stands in `ready`."""
 
     def __init__(self, lines: Lines, place: Place) -> None:
         self._lines = lines
-        self._reserving = Reserving(lines, place, TAKE, self._arrived, self._touch, self._lost)
+        self._reserving = Reserving(lines, place, TAKE, self._arrived, self._touch, self._lost, self._behind)
         self.role = self._reserving.role
         self.ready: list[Hold] = []
-        self.describing = 0  # jobs that are being asked about
+        self.unknown: set[Hold] = set()  # those of them that are being asked about
+        self._rounds: dict[Line, _Round] = {}
+        self._own = f"{place.names.prefix}.".encode()  # what the tubes of our queues begin with
         self._turn = itertools.count()
 
     # ---- taking
@@ -116,7 +145,7 @@ class Taking:
         try:
             return self._take(groups, limit, began, deadline, found)
         finally:
-            lines.send(self._reserving.lines())
+            lines.send([line for line in self._reserving.lines() if line.state.unsent])
             self._recall(found, limit)
 
     def _take(
@@ -129,7 +158,7 @@ class Taking:
         step: tuple[Line, set[bytes]] | None = None
         while True:
             self._collect(found, limit)
-            if self.describing or any(reserving.busy(line) for line in reserving.lines()):
+            if self.unknown or reserving.busy():
                 lines.pump(min(time.monotonic() + 0.25, reserving.until()))
                 continue
             if len(found) >= limit:
@@ -171,8 +200,10 @@ class Taking:
         return iter([(line, tubes) for tubes in groups for line in turned])
 
     def _collect(self, found: list[Hold], limit: int) -> None:
+        if not self.ready or self.unknown:
+            return
         room = limit - len(found)
-        if room > 0 and self.ready:
+        if room > 0:
             found += [hold for hold in self.ready[:room] if not hold.over]
             del self.ready[:room]
 
@@ -183,9 +214,9 @@ class Taking:
         if waiting:
             self._reserving.recall(waiting, SUBMIT)
             deadline = time.monotonic() + lines.timeout
-            while self.describing and time.monotonic() < deadline:
+            while self.unknown and time.monotonic() < deadline:
                 lines.pump(time.monotonic() + 0.25)
-        if self.ready:
+        if self.ready and not self.unknown:
             self._collect(found, limit)
             self._give_back(self.ready)
 
@@ -228,22 +259,37 @@ class Taking:
 
     # ---- within
 
+    def _behind(self, line: Line, tubes: set[bytes]) -> None:
+        """Ask what must be known once the reserves that were asked for are answered."""
+        self._rounds.pop(line, None)
+        if len(tubes) == 1:
+            (tube,) = tubes
+            if tube.startswith(self._own):
+                stats = ask.stats()
+                stats.owner = self._rounds[line] = _Round(self, tube)
+                line.state.ask(stats)
+
     def _arrived(self, line: Line, number: int, body: bytes) -> None:
         held = line.owner.held
         before = held.get(number)
         if before is not None:
             before.over = True  # its time ran out, and it came to us again
-        self.describing += 1
-        held[number] = Hold(self, line, number, body)
+        hold = held[number] = Hold(self, line, number, body)
+        self.ready.append(hold)
+        self.unknown.add(hold)
+        round_ = self._rounds.get(line)
+        if round_ is None or hold.task is None or hold.parts:
+            hold.ask()
+        else:
+            round_.holds.append(hold)
 
     def _lost(self, line: Line) -> None:
-        for hold in list(line.owner.held.values()):
-            if not hold.described:
-                hold.described = True
-                self.describing -= 1
+        for hold in line.owner.held.values():
             hold.over = True
         line.owner.held.clear()
-        self.ready = [hold for hold in self.ready if not hold.over]
+        self._rounds.pop(line, None)
+        self.unknown = {hold for hold in self.unknown if hold.line is not line}
+        self.ready = [hold for hold in self.ready if hold.line is not line]
 
 
 class _Touch:

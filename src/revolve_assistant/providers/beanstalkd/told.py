@@ -11,6 +11,7 @@ from typing import Any
 from ...protocols.beanstalkd import DEFAULT_JOB, fields
 from ...protocols.beanstalkd import commands as ask
 from ..lines import Line
+from .firsts import Firsts
 
 _ENDING = 2
 """Bytes less than a server says that a job may have: when it reads its log again (`-b`), beanstalkd takes one of full
@@ -20,13 +21,14 @@ _LEAST = 256
 
 
 class Told:
-    """One connection. `held`: jobs that it reserved, by their numbers."""
+    """One connection. `held`: jobs that it reserved, by their numbers; `firsts`: which of them are new."""
 
-    __slots__ = ("draining", "held", "instance", "max_job", "used", "version", "watched")
+    __slots__ = ("draining", "firsts", "held", "instance", "max_job", "used", "version", "watched")
 
     def __init__(self, line: Line) -> None:
         greeted = line.state.greeted
-        said = fields(greeted.answer.body) if greeted is not None and greeted.answer is not None else {}
+        stats = greeted.answer.body if greeted is not None and greeted.answer is not None else b""
+        said = fields(stats)
         told = said.get("max-job-size", "")
         self.max_job = max(_LEAST, int(told) if told.isdigit() else DEFAULT_JOB) - _ENDING
         self.instance = said.get("id", "") or said.get("pid", "")
@@ -35,6 +37,7 @@ class Told:
         self.used = b"default"
         self.watched: set[bytes] = {b"default"}
         self.held: dict[int, Any] = {}
+        self.firsts = Firsts(stats)
 
 
 def meet(line: Line) -> None:

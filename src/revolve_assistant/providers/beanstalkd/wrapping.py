@@ -1,7 +1,7 @@
 """What jobs carry besides the bytes that they are about: a small header of ours, each with a mark of its own.
 
-    a task     mark │ lengths of │ parts │ id │ name │ numbers of the parts │ body     the body, or its parts
-                 2       2 + 2       4                      8 each
+    a task     mark │ lengths of │ parts │ priority │ ttr │ id │ name │ numbers of the parts │ body   the body, or parts
+                 2       2 + 2       4        4        4                       8 each
     a frame    mark │ channel │ writer │ number │ part │ parts │ its bytes
                  2       8         8        8        2      2
     a note     mark │ a msgpack array: what is known of a task that was buried
@@ -22,7 +22,7 @@ import msgspec
 _TASK = b"\xb5\x01"
 _FRAME = b"\xb5\x02"
 _NOTE = b"\xb5\x03"
-_TASK_HEAD = struct.Struct(">2sHHI")
+_TASK_HEAD = struct.Struct(">2sHHIII")
 _FRAME_HEAD = struct.Struct(">2s8s8sQHH")
 OVERHEAD = _FRAME_HEAD.size
 """Bytes that each piece of a frame has besides."""
@@ -30,24 +30,27 @@ _SHORTEST_ROOM = 64  # bytes that a server must take for anything to fit
 
 
 class Task(NamedTuple):
-    """A task as its job carries it. `parts` are the numbers of the jobs that hold its body, if that is large."""
+    """A task as its job carries it. `parts` are the numbers of the jobs that hold its body, if that is large;
+    `priority` is beanstalkd's and `ttr` in seconds, both as they were when it was put."""
 
     id: str
     name: str
     body: bytes
     parts: tuple[int, ...] = ()
+    priority: int = 0
+    ttr: int = 0
 
 
-def task_head(id: str, name: str) -> bytes:
+def task_head(id: str, name: str, priority: int, ttr: int) -> bytes:
     """All of a task without parts but the body, which follows."""
     one, other = _cut(id), _cut(name) if name else b""
-    return _TASK_HEAD.pack(_TASK, len(one), len(other), 0) + one + other
+    return _TASK_HEAD.pack(_TASK, len(one), len(other), 0, priority, ttr) + one + other
 
 
-def task_of_parts(id: str, name: str, parts: tuple[int, ...]) -> bytes:
+def task_of_parts(id: str, name: str, parts: tuple[int, ...], priority: int, ttr: int) -> bytes:
     """A task whose body is in other jobs."""
     one, other = _cut(id), _cut(name)
-    head = _TASK_HEAD.pack(_TASK, len(one), len(other), len(parts))
+    head = _TASK_HEAD.pack(_TASK, len(one), len(other), len(parts), priority, ttr)
     return head + one + other + struct.pack(f">{len(parts)}Q", *parts)
 
 
@@ -55,7 +58,7 @@ def read_task(data: bytes) -> Task | None:
     """None: it is of somebody else's making."""
     if data[:2] != _TASK or len(data) < _TASK_HEAD.size:
         return None
-    _, one, other, parts = _TASK_HEAD.unpack_from(data)
+    _, one, other, parts, priority, ttr = _TASK_HEAD.unpack_from(data)
     one += _TASK_HEAD.size  # the ends
     other += one
     end = other + 8 * parts
@@ -63,7 +66,7 @@ def read_task(data: bytes) -> Task | None:
         return None
     numbers = struct.unpack_from(f">{parts}Q", data, other) if parts else ()
     id, name = _text(data[_TASK_HEAD.size : one]), _text(data[one:other]) if other > one else ""
-    return Task(id, name, data[end:], numbers)
+    return Task(id, name, data[end:], numbers, priority, ttr)
 
 
 class Piece(NamedTuple):
