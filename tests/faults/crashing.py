@@ -1,4 +1,4 @@
-"""What the tasks of test_crashes do. A module of its own, so that a child which runs them need not import pytest."""
+"""What the tasks of test_crashes do, apart so that children need not import pytest."""
 
 from __future__ import annotations
 
