@@ -9,7 +9,7 @@ import gc
 import itertools
 import threading
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -21,10 +21,9 @@ from revolve_assistant import (
     TaskCancelled,
     TaskRestarted,
     UsageError,
-    current_task,
-    emit,
-    report,
 )
+
+from .async_tasks import blocks, count, fail, hold, speaks, yields, yields_and_fails, yields_async
 
 URLS = ["process://", "thread://", "fork://?other_threads=allow"]
 
@@ -77,27 +76,6 @@ def in_trio() -> bool:
 
 def event() -> Any:
     return trio.Event() if in_trio() else asyncio.Event()
-
-
-def hold(value: Any = None) -> Any:
-    emit("holds")
-    current_task().receive()
-    return value
-
-
-def count(number: int) -> int:
-    for index in range(number):
-        emit("n", index)
-    return number
-
-
-def yields(number: int) -> Iterator[int]:
-    yield from range(number)
-    return
-
-
-def fail() -> None:
-    raise ValueError("mine")
 
 
 # --- awaiting
@@ -211,14 +189,6 @@ def test_a_generator_that_starts_anew_says_so(run: Any) -> None:
             assert await task == 2
 
     run(main)
-
-
-def yields_and_fails() -> Iterator[int]:
-    yield current_task().attempt
-    current_task().receive()
-    if current_task().attempt == 1:
-        raise ValueError
-    return current_task().attempt
 
 
 @both
@@ -429,32 +399,6 @@ def test_one_client_in_several_loops_and_threads_at_once(client: Client) -> None
 
 
 # --- callables that are coroutines
-
-
-async def speaks(value: int) -> int:
-    emit("before", value)
-    await asyncio.sleep(0)
-    report(0.5)
-    name = (await current_task().receive_async()).name
-    emit("after", name)
-    answer = await current_task().ask_async("well?", timeout=20)
-    return value + int(answer)
-
-
-async def blocks() -> list[str]:
-    said = []
-    for call in (current_task().receive, functools.partial(current_task().ask, "?")):
-        try:
-            call()
-        except UsageError as error:
-            said.append(str(error))
-    return said
-
-
-async def yields_async(number: int) -> AsyncIterator[int]:
-    for index in range(number):
-        yield index
-        await asyncio.sleep(0)
 
 
 @everywhere

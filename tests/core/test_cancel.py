@@ -10,11 +10,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures as cf
 import gc
-import itertools
 import os
-import queue
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -32,11 +29,28 @@ from revolve_assistant import (
     Task,
     TaskCancelled,
     UsageError,
-    ask,
     current_task,
     emit,
     report,
-    track,
+)
+
+from .cancel_tasks import (
+    asking,
+    catch_exceptions,
+    catching,
+    check,
+    hear,
+    hold_the_lock,
+    look,
+    loop,
+    receiving,
+    step,
+    swallow,
+    wait_for_a_lock,
+    wait_for_a_pipe,
+    wait_for_a_program,
+    wait_for_a_queue,
+    yielding,
 )
 
 NEVER = 1000.0
@@ -82,81 +96,7 @@ def rung_of(task: Task[Any]) -> str:
     return raised.value.rung
 
 
-def hear() -> Any:
-    message = current_task().receive()
-    return message and message.name
-
-
-def swallow(*ignored: int) -> None:
-    """Nothing but a signal that is not handled ends this."""
-    for number in ignored:
-        signal.signal(number, signal.SIG_IGN)
-    said = False
-    while True:
-        try:
-            said = said or emit("here") is None  # in here, where the exception may come at once
-            time.sleep(60)
-        except BaseException:
-            continue
-
-
-def hold_the_lock(*ignored: int) -> None:
-    """C code that never lets go of the interpreter, nor looks for signals."""
-    for number in ignored:
-        signal.signal(number, signal.SIG_IGN)
-    said = False
-    while True:
-        try:
-            said = said or emit("here") is None
-            sum(itertools.repeat(0))
-        except BaseException:
-            continue
-
-
 # --- the flag
-
-
-def look() -> str:
-    emit("here")
-    while not current_task().cancel_requested:
-        time.sleep(0.001)
-    return "tidied up"
-
-
-def step() -> None:
-    emit("here")
-    for _ in track(itertools.count()):
-        pass
-
-
-def check() -> None:
-    emit("here")
-    while True:
-        current_task().check()
-
-
-def yielding() -> Iterator[int]:
-    emit("here")
-    yield from itertools.count()
-
-
-def asking() -> None:
-    emit("here")
-    ask("well?")
-
-
-def receiving() -> None:
-    emit("here")
-    current_task().receive()
-
-
-def catching() -> None:
-    while True:
-        try:
-            emit("here")
-            current_task().receive()
-        except Exception:
-            continue
 
 
 @pytest.mark.parametrize("fn", [look, step, check, yielding, asking, receiving, catching])
@@ -185,36 +125,6 @@ def test_the_flag_reaches_who_waits_for_a_slow_reader(make: Made) -> None:
 
 
 # --- the exception
-
-
-def wait_for_a_lock() -> None:
-    with (lock := threading.Lock()):
-        lock.acquire()
-
-
-def wait_for_a_queue() -> None:
-    queue.Queue[int]().get()
-
-
-def wait_for_a_pipe() -> None:
-    os.read(os.pipe()[0], 1)
-
-
-def wait_for_a_program() -> None:
-    subprocess.run(["sleep", "60"], check=False)
-
-
-def loop() -> None:
-    while True:
-        pass
-
-
-def catch_exceptions() -> None:
-    while True:
-        try:
-            time.sleep(60)
-        except Exception:
-            continue
 
 
 @pytest.mark.parametrize(
@@ -621,7 +531,7 @@ def test_a_stack_shows_the_callable(make: Made, fn: Callable[..., Any]) -> None:
     for asked in (task, task.id):
         text = client.stack(asked)
         assert f"in {fn.__name__}" in text
-        assert "test_cancel.py" in text
+        assert "cancel_tasks.py" in text
         assert "revolve_assistant/pool" not in text
     waiting = client.submit(abs, 1)
     with pytest.raises(LookupError, match="is not running"):

@@ -19,11 +19,16 @@ import pytest
 from revolve_assistant.cli import demo, demo_work
 
 DEMO = [sys.executable, "-m", "revolve_assistant.cli", "demo"]
+SMALL = [  # the same with photos of an eighth, where only the story counts
+    *(sys.executable, "-c"),
+    "import sys; from revolve_assistant.cli import demo_work, main; demo_work.SIZE = 160, 120; sys.exit(main())",
+    "demo",
+]
 
 
 def run(*words: str, **settings: str) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("REVOLVE_")}
-    return subprocess.run([*DEMO, *words], env=env | settings, capture_output=True, text=True, check=False)
+    return subprocess.run([*SMALL, *words], env=env | settings, capture_output=True, text=True, check=False)
 
 
 # --- the work
@@ -114,7 +119,7 @@ def test_keep_leaves_the_photos(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_half_way_it_cleans_up(tmp_path: Path, number: int, code: int) -> None:
     process = subprocess.Popen(
-        DEMO, env=os.environ | {"TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        SMALL, env=os.environ | {"TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     for line in process.stdout:

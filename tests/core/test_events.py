@@ -10,11 +10,8 @@ from __future__ import annotations
 import asyncio
 import collections
 import concurrent.futures as cf
-import dataclasses
 import datetime
 import decimal
-import enum
-import itertools
 import math
 import threading
 import time
@@ -27,33 +24,33 @@ import pytest
 from revolve_assistant import (
     Client,
     Event,
-    NotCarriable,
     Progress,
     Task,
     TaskCancelled,
     UsageError,
-    current_task,
     emit,
 )
 
+from .events_tasks import (
+    Colour,
+    Odd,
+    Point,
+    chatter,
+    count,
+    dialogue,
+    fail,
+    hold,
+    hold_async,
+    hold_twice,
+    nested,
+    say_and_change,
+    say_each,
+    say_unwelcome,
+    say_wrong,
+    tick,
+)
+
 ENGINES = ["process", "thread", "fork", "inline"]
-
-
-def hold_twice(*events: tuple[Any, ...]) -> None:
-    """As `hold`, but says nothing before it is told to: so nobody comes too late to hear it."""
-    current_task().receive()
-    hold(*events)
-
-
-def hold(*events: Any) -> Any:
-    """Emit, then wait to be sent something; the gate."""
-    for event in events:
-        emit(*event)
-    return current_task().receive()
-
-
-async def hold_async() -> Any:
-    return await current_task().receive_async()
 
 
 @pytest.fixture(scope="module")
@@ -135,16 +132,6 @@ def same(a: Any, b: Any) -> bool:
 # --- arguments
 
 
-@dataclasses.dataclass
-class Point:
-    x: int
-    y: Any = None
-
-
-class Colour(enum.IntEnum):
-    RED = 1
-
-
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2**63 - 1, 2**63, 2**64, -(2**63), -(2**63) - 1, 10**400,
     0.0, -0.0, 1.5, math.nan, math.inf, -math.inf, 5e-324,
@@ -157,13 +144,6 @@ VALUES: list[Any] = [
 ]  # fmt: skip
 
 
-def say_each(values: list[Any]) -> None:
-    for value in values:
-        emit("value", value)
-    emit("none")
-    emit("many", *values)
-
-
 def test_arguments_arrive_type_exact(every: Client) -> None:
     task = every.submit(say_each, VALUES)
     task.result()
@@ -174,63 +154,12 @@ def test_arguments_arrive_type_exact(every: Client) -> None:
     assert same(said[-1].args, tuple(VALUES))
 
 
-def nested(depth: int) -> Any:
-    value: Any = 1
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
-def say_and_change() -> None:
-    mine = [1]
-    emit("value", mine)
-    mine.append(2)
-    for depth in (31, 32, 33, 34, 200):
-        emit("deep", nested(depth))
-    try:
-        emit("deep", nested(100_000))
-    except NotCarriable as error:
-        emit("refused", str(error))
-
-
 def test_what_was_emitted_does_not_change_and_may_be_deep(every: Client) -> None:
     task = every.submit(say_and_change)
     task.result()
     assert args(task, "value") == [[1]]
     assert args(task, "deep") == [nested(depth) for depth in (31, 32, 33, 34, 200)]
     assert "event 'deep'" in args(task, "refused")[0]
-
-
-class Mute:
-    def __reduce__(self) -> Any:
-        raise ValueError("I stay")
-
-
-class Odd:
-    def __init__(self, text: str | None) -> None:
-        self.text = text
-
-    def __repr__(self) -> str:
-        if self.text is None:
-            raise RuntimeError("no repr")
-        return self.text
-
-
-def say_wrong() -> list[tuple[str, str]]:
-    heard = []
-    wrong: list[tuple[Any, ...]] = [
-        ("x", b"a" * (1 << 20)), ("x", Point(1, "a" * (1 << 20))), ("x", Mute()), ("x", threading.Lock()),
-        ("",), ("a\nb",), ("x" * 65,), (5,), ("a\udc80",), ("succeeded", 1), ("started",), ("gap", 1), ("retrying",),
-    ]  # fmt: skip
-    for event in wrong:
-        try:
-            emit(*event)
-            heard.append(("", ""))
-        except UsageError as error:
-            heard.append((type(error).__name__, str(error)))
-    emit("x", b"a" * ((1 << 20) - 100))
-    emit("ö" * 64, Odd(None), Odd("bad \udc80"), Odd("long" * 100))
-    return heard
 
 
 def test_what_cannot_be_an_event_is_refused_where_it_is_emitted_and_the_task_goes_on(every: Client) -> None:
@@ -247,15 +176,6 @@ def test_what_cannot_be_an_event_is_refused_where_it_is_emitted_and_the_task_goe
     assert [type(value) for value in odd.args] == [Odd] * 3
 
 
-class Unwelcome:
-    def __reduce__(self) -> Any:
-        return divmod, (1, 0)
-
-
-def say_unwelcome() -> None:
-    emit("x", Unwelcome(), 5)
-
-
 def test_what_cannot_be_rebuilt_here_arrives_as_its_description(every: Client) -> None:
     task = every.submit(say_unwelcome)
     task.result()
@@ -265,17 +185,6 @@ def test_what_cannot_be_rebuilt_here_arrives_as_its_description(every: Client) -
 
 
 # --- order and iterators
-
-
-def count(number: int, *more: Any) -> int:
-    for index in range(number):
-        emit("n", index, *more)
-    return number
-
-
-def tick(number: int) -> None:
-    for _ in range(number):
-        emit("tick", 1)
 
 
 def test_equal_events_all_arrive(every: Client) -> None:
@@ -353,30 +262,10 @@ def test_a_closed_iterator_is_over_at_once(live: Client) -> None:
     task.result()
 
 
-def dialogue(rounds: int) -> int:
-    """Speaks in the rhythm in which an event can stay behind: after one sent, within 1 ms."""
-    task, missed = current_task(), 0
-    pauses = itertools.cycle([(0.0010 + 0.0001 * k, 0.0002 + 0.0001 * (k % 6)) for k in range(15)])
-    for index, (long, short) in zip(range(rounds), pauses, strict=False):
-        for name, seconds in (("a", long), ("b", short), ("c", 0.0)):
-            emit(name, index)
-            until = time.perf_counter() + seconds
-            while time.perf_counter() < until:
-                pass
-        if task.receive(timeout=2.0) is None:
-            missed += 1
-    return missed
-
-
 def test_no_event_waits_for_the_next_one(client: Client) -> None:
     task = client.submit(dialogue, 150)
     task.add_listener("c", lambda index: task.send("heard", index))
     assert task.result() == 0
-
-
-def chatter() -> None:
-    for index in itertools.count():
-        emit("n", index)
 
 
 @pytest.mark.timeout(120)
@@ -601,7 +490,3 @@ def test_the_client_hears_all_its_tasks(every: Client) -> None:
         ["started", "n", "n", "succeeded"], ["started", "failed"], ["started", "succeeded"],
     ]  # fmt: skip
     assert next(event for event in heard if event.name == "failed").args == (ends[1],)
-
-
-def fail() -> None:
-    raise ValueError("mine")

@@ -6,7 +6,6 @@ A gate (a FIFO that the callable reads) holds a callable until the test opens it
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures as cf
 import contextlib
 import functools
@@ -32,35 +31,26 @@ from revolve_assistant import (
     TaskCancelled,
     TaskLost,
     UsageError,
-    current_task,
     emit,
 )
 
-
-class Gate:
-    """Holds whoever calls it until `open`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = str(folder / f"gate-{next(_numbers)}")
-        os.mkfifo(self.path)
-
-    def __call__(self, value: Any = None, *_: Any) -> Any:
-        with open(self.path) as end:
-            end.read()
-        return value
-
-    @contextlib.contextmanager
-    def holding(self) -> Iterator[None]:
-        """Wait until somebody is held; let it go in the end."""
-        with open(self.path, "w"):
-            yield
-
-    def open(self) -> None:
-        with self.holding():
-            pass
-
-
-_numbers = itertools.count(1)
+from .executor_tasks import (
+    Answer,
+    Dying,
+    Gate,
+    Object,
+    OwnError,
+    Unwelcome,
+    ask_whether_initialized,
+    capture,
+    count,
+    fail,
+    hear,
+    initialize,
+    later,
+    mul,
+    surrounding,
+)
 
 
 @pytest.fixture
@@ -80,40 +70,9 @@ def gate(tmp_path: Path) -> Gate:
     return Gate(tmp_path)
 
 
-def mul(x: int, y: int) -> int:
-    return x * y
-
-
-def capture(*args: Any, **kwargs: Any) -> Any:
-    return args, kwargs
-
-
-def hear() -> Any:
-    message = current_task().receive()
-    return message and message.name
-
-
-def fail(text: str = "this is an exception") -> None:
-    raise OwnError(text)
-
-
-class OwnError(Exception):
-    pass
-
-
-class Object:
-    def method(self) -> None:
-        pass
-
-
 class Unwilling:
     def __reduce__(self) -> Any:
         raise ValueError("no")
-
-
-class Unwelcome:
-    def __reduce__(self) -> Any:
-        return divmod, (1, 0)
 
 
 def freed(reference: weakref.ref[Any]) -> bool:
@@ -149,15 +108,6 @@ def test_any_callable_goes(client: Client) -> None:
     base = 40
     made = [lambda: base + 2, functools.partial(mul, 6, 7), int("42").__int__, Answer(), Answer.get]
     assert [client.submit(fn).result() for fn in made] == [42] * 5
-
-
-class Answer:
-    def __call__(self) -> int:
-        return 42
-
-    @classmethod
-    def get(cls) -> int:
-        return 42
 
 
 def test_only_the_client_drives_a_task(client: Client) -> None:
@@ -323,16 +273,6 @@ def test_a_map_ended_early_lets_the_running_item_end(one: Client, gate: Gate, tm
             one.shutdown(wait=False, cancel_futures=True)
     one.shutdown()
     assert sorted(name for name in os.listdir(tmp_path) if len(name) == 1) == ["a", "b"]
-
-
-async def later(value: Any) -> Any:
-    await asyncio.sleep(0)
-    return value
-
-
-def count(stop: int) -> Iterator[int]:
-    yield from range(stop)
-    return stop * 10
 
 
 def test_map_of_coroutines_and_generators_and_a_bar(client: Client) -> None:
@@ -509,17 +449,6 @@ def test_large_arguments_do_not_wait_for_the_collector(client: Client, options: 
         gc.enable()
 
 
-class Dying:
-    """Opens a gate when it dies, unless in the process that made it."""
-
-    def __init__(self, path: str) -> None:
-        self.path, self.pid = path, os.getpid()
-
-    def __del__(self) -> None:
-        if os.getpid() != self.pid:
-            os.close(os.open(self.path, os.O_WRONLY))
-
-
 @pytest.mark.parametrize("how", ["submit", "map"])
 def test_arguments_die_in_the_child_with_their_task(client: Client, gate: Gate, how: str) -> None:
     client.submit(id, Dying(gate.path)) if how == "submit" else client.map(id, [Dying(gate.path)])
@@ -527,21 +456,6 @@ def test_arguments_die_in_the_child_with_their_task(client: Client, gate: Gate, 
 
 
 # --- initializer, max_tasks_per_child
-
-
-def initialize(*values: str) -> None:
-    os.environ["INITIALIZED"] = " ".join(values)
-
-
-@contextlib.contextmanager
-def surrounding(path: str) -> Iterator[None]:
-    Path(path).write_text("entered")
-    yield
-    Path(path).write_text("left")
-
-
-def ask_whether_initialized() -> str:
-    return os.environ["INITIALIZED"]
 
 
 def test_the_initializer_runs_in_every_child() -> None:

@@ -21,35 +21,15 @@ from typing import Any
 
 import pytest
 
-from revolve_assistant import Client, RemoteError, Task, TaskLost, current_task
+from revolve_assistant import Client, RemoteError, Task, TaskLost
+
+from .future_tasks import OwnError, Unwelcome, fail, hear, mul
 
 
 @pytest.fixture
 def client() -> Iterator[Client]:
     with Client(max_workers=2) as client:
         yield client
-
-
-def mul(x: int, y: int) -> int:
-    return x * y
-
-
-def hear() -> str | None:
-    message = current_task().receive()
-    return message and message.name
-
-
-def fail(text: str = "this is an exception") -> None:
-    raise OwnError(text)
-
-
-class OwnError(Exception):
-    pass
-
-
-class Unwelcome:
-    def __reduce__(self) -> Any:
-        return divmod, (1, 0)
 
 
 def future(state: str, exception: BaseException | None = None, result: Any = None) -> cf.Future[Any]:

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from revolve_assistant import Client, NotCarriable, TaskCancelled, TaskLost, Worker, current_task
+from revolve_assistant import Client, NotCarriable, TaskCancelled, TaskLost, Worker
 from revolve_assistant.running.each import Each
 from revolve_assistant.wire.carry import name_of
+
+from .map_chunks_tasks import die_at, half, note, whose
 
 SECRET = "a secret of these tests only"
 LONG = 30.0  # seconds that nothing here takes
@@ -40,47 +42,6 @@ def worker(place: str, request: pytest.FixtureRequest) -> Iterator[Worker]:
 def processes(place: str) -> Iterator[Worker]:
     with Worker(place, secret=SECRET, concurrency=2) as worker:
         yield worker
-
-
-class Awkward:
-    """Can be pickled, but not be rebuilt."""
-
-    def __reduce__(self) -> Any:
-        return refuse, ()
-
-
-def refuse() -> None:
-    raise RuntimeError("never again")
-
-
-def half(number: int) -> Any:
-    if number == 3:
-        raise ValueError("three has no half")
-    if number == 5:
-        return Awkward()
-    if number == 7:
-        return threading.Lock()
-    if number == 9:
-        raise SystemExit(9)
-    return [number / 2]
-
-
-def whose(number: int) -> tuple[int, str, int]:
-    task = current_task()
-    return number, str(task.id), os.getpid()
-
-
-def die_at(number: int) -> int:
-    if number == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number
-
-
-def note(folder: str, number: int) -> int:
-    Path(folder, f"{number}").touch()
-    while number >= 3 and not Path(folder, "go").exists():
-        threading.Event().wait(0.01)
-    return number
 
 
 def eventually(found: Callable[[], Any], what: str) -> Any:

@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from revolve_assistant import Client, TaskLost, Worker, current_task, emit
+from revolve_assistant import Client, TaskLost, Worker
 from revolve_assistant.engine import Count
 from revolve_assistant.errors import ProviderMissing, Unreachable, UsageError
 from revolve_assistant.providers.memory.queue import Queue as MemoryQueue
@@ -29,6 +29,8 @@ from revolve_assistant.testing import Door
 from revolve_assistant.testing.servers import Gearmand, free_port
 from revolve_assistant.worker import metrics as module
 from revolve_assistant.worker.metrics import BUCKETS, FUNCTIONS, OTHER, QUEUES, Metrics, MetricsPort, bounded
+
+from .metrics_tasks import deaf_until, failing, held, killed, talking
 
 SECRET = "a secret of these tests only"
 LONG = 30.0  # seconds that nothing here takes
@@ -84,32 +86,6 @@ class Served:
         self.metrics.close()
 
 
-def failing() -> None:
-    raise ValueError("no such folder")
-
-
-def killed() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def talking(count: int) -> int:
-    for number in range(count):
-        emit("word", number)
-    return count
-
-
-def held(path: str) -> None:
-    emit("up")
-    while not os.path.exists(path):
-        time.sleep(0.005)
-
-
-def deaf_until(path: str) -> None:
-    emit("up")
-    while not current_task().cancel_requested:
-        time.sleep(0.005)
-
-
 # ---------------------------------------------------------------- what is counted
 
 
@@ -128,7 +104,7 @@ def test_starts_and_ends_are_counted_by_function_and_outcome(pool):
         task.cancel()
         assert [event.name for event in task.events()][-1] == "cancelled"
         found = until(served.url, lambda found: found("revolve_tasks_held") == 0)
-    name = f"{__name__}:"
+    name = f"{talking.__module__}:"
     assert found("revolve_tasks_started_total", function=f"{name}talking", queue="default") == 3
     assert found("revolve_tasks_ended_total", function=f"{name}talking", outcome="succeeded") == 3
     assert found("revolve_tasks_ended_total", function=f"{name}failing", outcome="failed") == 1
@@ -165,7 +141,7 @@ def test_dead_children_and_those_that_follow_are_counted():
             client.submit(killed).result(LONG)
         assert client.submit(talking, 0).result(LONG) == 0
         found = until(served.url, lambda found: found("revolve_tasks_held") == 0)
-    name = f"{__name__}:killed"
+    name = f"{killed.__module__}:killed"
     assert found("revolve_children_died_total") == 3
     assert found("revolve_children_started_total") == 4
     assert found("revolve_tasks_started_total", function=name) == 3

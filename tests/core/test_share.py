@@ -17,7 +17,26 @@ from typing import Any
 
 import pytest
 
-from revolve_assistant import Client, NotCarriable, ProtocolError, TaskLost, Unreachable, current_task, emit
+from revolve_assistant import Client, NotCarriable, ProtocolError, TaskLost, Unreachable, current_task
+
+from .share_tasks import (
+    Model,
+    back,
+    change,
+    deep,
+    die_at_three,
+    hear_one,
+    hold,
+    keep,
+    kept,
+    look,
+    look_async,
+    nested,
+    remember,
+    rss,
+    touch,
+    where,
+)
 
 numpy = pytest.importorskip("numpy")
 linux = pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="reads /proc")
@@ -35,16 +54,6 @@ def client() -> Iterator[Client]:
 def every(request: pytest.FixtureRequest) -> Iterator[Client]:
     with Client(request.param) as client:
         yield client
-
-
-def hold(value: Any = None) -> Any:
-    emit("holds")
-    current_task().receive()
-    return value
-
-
-def look(array: Any) -> tuple[Any, ...]:
-    return array.sum(), array.dtype.str, array.shape, array.flags.writeable, array.flags.c_contiguous
 
 
 def buffers(pid: int | str = "self") -> int:
@@ -71,20 +80,6 @@ def test_a_share_arrives_as_the_object_arrays_read_only(client: Client) -> None:
     assert large.flags.writeable  # ours stays ours
 
 
-class Model:
-    def __init__(self, weights: Any) -> None:
-        self.weights = weights
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Model) and bool((self.weights == other.weights).all())
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def where(*args: Any, **kwargs: Any) -> Any:
-    return args, kwargs
-
-
 def test_wherever_it_stands_and_on_every_engine(every: Client) -> None:
     share = every.share({"k": [1, (2, b"x")]})
     plain = {"k": [1, (2, b"x")]}
@@ -103,10 +98,6 @@ def test_deep_in_containers_and_in_every_item_of_a_map(client: Client) -> None:
     assert [seen[0] for seen in client.map(look, [share] * 6)] == [share.value.sum()] * 6
 
 
-def deep(items: list[Any]) -> int:
-    return int(items[1]["a"][0][-1])
-
-
 @pytest.mark.parametrize("url", ["thread://", "inline://"])
 def test_engines_of_this_process_pass_the_object_itself(url: str) -> None:
     array = numpy.arange(10)
@@ -118,18 +109,6 @@ def test_a_share_within_a_share(every: Client) -> None:
     inner = every.share(numpy.arange(1000.0))
     assert every.submit(nested, every.share({"a": inner, "b": inner})).result() == (2 * 499_500.0, True)
     assert every.submit(nested, every.share(inner)).result() == (499_500.0, True)
-
-
-def nested(outer: Any) -> tuple[float, bool]:
-    arrays = list(outer.values()) if isinstance(outer, dict) else [outer]
-    return sum(float(array.sum()) for array in arrays), all(array is arrays[0] for array in arrays)
-
-
-def remember(array: Any) -> tuple[int, int]:
-    """The same object in every task of a child: unpickled once."""
-    seen = sys.modules["numpy"].__dict__.setdefault("_revolve_seen", [])
-    seen.append(array)
-    return os.getpid(), len({id(each) for each in seen})
 
 
 def test_a_child_gets_it_once(client: Client) -> None:
@@ -144,10 +123,6 @@ def test_the_first_task_of_a_child_waits_for_what_it_shares() -> None:
             shares = [client.share(numpy.full(50_000, float(number))) for number in range(25)]
             tasks = [client.submit(numpy.sum, share) for share in shares]
             assert [task.result() for task in tasks] == [50_000.0 * number for number in range(25)]
-
-
-async def look_async(array: Any) -> float:
-    return float(array[1])
 
 
 def test_coroutines_and_generators_take_shares(client: Client) -> None:
@@ -199,26 +174,12 @@ def test_a_map_over_a_function_that_captured_shares() -> None:
         assert list(results) == [3000.0 + n for n in range(9)]
 
 
-def die_at_three(share: Any, number: int) -> float:
-    if number == 3:
-        os._exit(3)
-    return float(share.sum()) + number
-
-
 def test_the_rest_of_a_map_finds_its_share_after_a_death() -> None:
     with Client(max_workers=1) as client:
         share = client.share(numpy.ones(1000))
         results = list(client.map(lambda n: die_at_three(share, n), range(9), chunksize=9, errors="return"))
     assert isinstance(results.pop(3), TaskLost)
     assert results == [1000.0 + number for number in range(9) if number != 3]
-
-
-def keep(*values: Any) -> None:
-    sys.modules["numpy"].__dict__["_revolve_kept"] = values
-
-
-def kept() -> float:
-    return float(sum(value.sum() for value in sys.modules["numpy"].__dict__.pop("_revolve_kept")))
 
 
 @pytest.mark.parametrize("url", ["process://", "thread://", "inline://"])
@@ -255,11 +216,6 @@ class Lazy:
         return (list, (self.client.share(list(range(7))),))
 
 
-def hear_one() -> Any:
-    message = current_task().receive()
-    return None if message is None else message.args
-
-
 @pytest.mark.parametrize("url", ["process://", "thread://"])
 def test_a_message_carries_a_share_by_value(url: str) -> None:
     with Client(url) as client:
@@ -292,12 +248,6 @@ def test_a_share_in_a_stranger_s_process() -> None:
 
 
 # --- how much memory
-
-
-def touch(array: Any) -> tuple[int, float]:
-    emit("touched", float(array[::512].sum()))
-    current_task().receive()
-    return os.getpid(), float(array[-1])
 
 
 def smaps(pid: int) -> tuple[int, int, int]:
@@ -350,10 +300,6 @@ def test_what_nobody_holds_any_more_is_freed_here_and_in_the_children() -> None:
         client.submit(abs, 1).result()
         assert buffers() <= 3
         assert buffers(child.pid) <= 3
-
-
-def rss() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @linux
@@ -508,10 +454,6 @@ def test_children_that_come_later_get_it_too() -> None:
 # --- arrays as arguments and results
 
 
-def back(value: Any) -> Any:
-    return value
-
-
 @pytest.mark.parametrize("size", [0, 1, 1000, 65_535, 262_144, (64 << 20) // 8, (64 << 20) // 8 + 1])
 def test_arrays_go_there_and_back_exact(client: Client, size: int) -> None:
     array = numpy.random.default_rng(size).integers(-(2**62), 2**62, size)
@@ -535,11 +477,6 @@ def test_bytes_go_there_and_back_exact(client: Client, size: int) -> None:
         text = data.decode("latin-1")
         assert client.submit(back, {"t": text, "b": bytearray(data)}).result() == {"t": text, "b": bytearray(data)}
         assert list(client.map(back, [data, text])) == [data, text]
-
-
-def change(array: Any, other: Any) -> float:
-    array += 1
-    return float(array.sum() + other.sum())
 
 
 def test_a_task_may_change_its_arguments(every: Client) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import signal
 import sys
 import threading
 import time
@@ -25,10 +23,26 @@ from revolve_assistant import (
     TaskStalled,
     TaskTimeout,
     UsageError,
-    current_task,
     defaults,
-    emit,
-    report,
+)
+
+from .task_options_tasks import (
+    Own,
+    ask_again,
+    busy,
+    die_until,
+    fail_async,
+    fail_own,
+    fail_until,
+    fail_yielding,
+    hear_second,
+    hold,
+    hold_then_fail,
+    modest,
+    note,
+    report_and_fail,
+    talkative,
+    wait_first,
 )
 
 URLS = {"process": "process://", "thread": "thread://", "inline": "inline://", "fork": "fork://?other_threads=allow"}
@@ -55,31 +69,12 @@ def client() -> Iterator[Client]:
         yield client
 
 
-def hold(value: Any = None) -> Any:
-    current_task().receive()
-    return value
-
-
-def note(path: Path, text: object) -> None:
-    """One line more; whole, whoever writes at the same time."""
-    with open(path, "a") as file:
-        file.write(f"{text}\n")
-
-
 def story(task: Task[Any]) -> list[tuple[Any, ...]]:
     """(attempt, seq, name, args) of each event, without what differs from run to run."""
     return [
         (event.attempt, event.seq, event.name, event.args if event.name not in ("started", "failed") else None)
         for event in task.events()
     ]
-
-
-def fail_until(last: int, kind: type[BaseException] = ValueError) -> int:
-    attempt = current_task().attempt
-    emit("try", attempt)
-    if attempt < last:
-        raise kind(f"attempt {attempt}")
-    return attempt
 
 
 # --- retries
@@ -114,17 +109,6 @@ def test_listeners_hear_all_attempts_and_one_end(every: Client) -> None:
     assert heard[-1] == (3, 3, "failed")
 
 
-class Own(ValueError):
-    def __init__(self, *, text: str) -> None:  # pickle cannot make it again
-        super().__init__(text)
-
-
-def fail_own() -> int:
-    if current_task().attempt == 1:
-        raise Own(text="mine")
-    return current_task().attempt
-
-
 def test_retry_on_tells_what_is_worth_it(every: Client) -> None:
     for kinds in (KeyError, (KeyError, OSError), ()):
         task = every.options(retries=3, retry_on=kinds, backoff=0).submit(fail_until, 2)
@@ -133,12 +117,6 @@ def test_retry_on_tells_what_is_worth_it(every: Client) -> None:
     for kinds in (ValueError, (OSError, ValueError), Exception):
         assert every.options(retries=3, retry_on=kinds, backoff=0).submit(fail_until, 2).result() == 2
     assert every.options(retries=1, retry_on=Own, backoff=0).submit(fail_own).result() == 2
-
-
-def ask_again(after: float | None, last: int = 2) -> int:
-    if current_task().attempt < last:
-        raise Retry("not yet", after=after)
-    return current_task().attempt
 
 
 def test_retry_asks_for_another_attempt_whatever_retry_on_says(every: Client) -> None:
@@ -152,15 +130,6 @@ def test_retry_asks_for_another_attempt_whatever_retry_on_says(every: Client) ->
     assert caught.value.after == 0
     with pytest.raises(Retry):
         every.submit(ask_again, 5).result()
-
-
-async def fail_async() -> int:
-    return fail_until(2)
-
-
-def fail_yielding() -> Iterator[int]:
-    yield current_task().attempt
-    return fail_until(2)
 
 
 def test_every_kind_of_callable_is_tried_again(every: Client) -> None:
@@ -201,32 +170,11 @@ def test_a_death_is_worth_another_attempt(client: Client) -> None:
         client.submit(die_until, 2).result()
 
 
-def die_until(last: int) -> int:
-    if current_task().attempt < last:
-        emit("last words")
-        os.kill(os.getpid(), signal.SIGKILL)
-    return current_task().attempt
-
-
 def test_what_belongs_to_an_attempt_ends_with_it(one: Client) -> None:
     task = one.options(retries=1, backoff=0).submit(report_and_fail)
     task.add_listener("retrying", lambda *_: task.send("between"))  # kept for the next attempt
     assert task.result() == "between"
     assert task.progress is None
-
-
-def report_and_fail() -> str:
-    if current_task().attempt == 1:
-        report(0.5)
-        raise ValueError
-    message = current_task().receive()
-    return message.name if message else ""
-
-
-def hear_second() -> Any:
-    if current_task().attempt == 1:
-        raise ValueError
-    return current_task().receive(timeout=5) is not None
 
 
 def test_what_is_sent_between_two_attempts_reaches_the_next(one: Client) -> None:
@@ -265,16 +213,6 @@ def test_leaving_the_block_waits_for_the_last_attempt() -> None:
 
 
 # --- defaults
-
-
-@defaults(retries=1, backoff=0)
-def modest() -> int:
-    return fail_until(2)
-
-
-@defaults(capture=True)
-def talkative() -> None:
-    print("said", end="")
 
 
 def test_defaults_of_a_function_hold_unless_the_call_says_otherwise(every: Client) -> None:
@@ -358,13 +296,6 @@ def test_unique_gives_the_task_that_holds_the_key(one: Client) -> None:
     again.cancel()
 
 
-def hold_then_fail() -> int:
-    current_task().receive()
-    if current_task().attempt == 1:
-        raise ValueError
-    return current_task().attempt
-
-
 def test_unique_holds_against_many_threads(one: Client, tmp_path: Path) -> None:
     path, tasks = tmp_path / "runs", []
     usual = sys.getswitchinterval()
@@ -396,15 +327,6 @@ def test_unique_holds_against_many_threads(one: Client, tmp_path: Path) -> None:
 # --- time
 
 
-def wait_first(ways: tuple[str, ...]) -> int:
-    """Waits for ever in its first attempts."""
-    attempt = current_task().attempt
-    if attempt <= len(ways):
-        emit("waits", ways[attempt - 1])
-        current_task().receive()
-    return attempt
-
-
 def test_a_timeout_is_an_attempts_own(one: Client) -> None:
     task = one.options(timeout=0.15, retries=2, backoff=0).submit(wait_first, ("a", "b"))
     assert task.result() == 3
@@ -416,14 +338,6 @@ def test_a_timeout_is_an_attempts_own(one: Client) -> None:
         task.result()
     assert isinstance(task.exception(), TimeoutError)
     assert one.options(timeout=1000, stall=1000).submit(abs, -1).result() == 1
-
-
-def busy(rounds: int, pause: float) -> int:
-    for index in range(rounds):
-        emit("busy", index)
-        current_task().receive(timeout=pause)
-    current_task().receive()
-    return rounds
 
 
 def test_a_task_that_says_nothing_is_stalled(one: Client) -> None:

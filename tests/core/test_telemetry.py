@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,43 +14,39 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry import baggage, context, trace
+from opentelemetry import baggage, context
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from revolve_assistant import Client, Retry, TaskLost, TaskTimeout, Worker, emit, report, telemetry, track
+from revolve_assistant import Client, TaskLost, TaskTimeout, Worker, telemetry
 from revolve_assistant.errors import ProviderMissing
 from revolve_assistant.telemetry.port import MAX_EVENTS
 from revolve_assistant.testing.servers import Gearmand
 
+from .telemetry_tasks import (
+    LONG,
+    busily,
+    deaf,
+    dies_once,
+    failing,
+    failing_async,
+    forever,
+    hide,
+    killed,
+    one_of,
+    provide,
+    remembered,
+    second_time,
+    set_up,
+    set_up_broken,
+    stormy,
+    story,
+    story_async,
+)
+
 SECRET = "a secret of these tests only"
-LONG = 30.0  # seconds that nothing here takes
 numbers = itertools.count()
-
-
-class Lines(SpanExporter):
-    """Appends each span to a file, as one line of JSON."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def export(self, spans: Any) -> SpanExportResult:
-        with open(self.path, "a", encoding="utf-8") as file:
-            for span in spans:
-                file.write(json.dumps({**json.loads(span.to_json()), "pid": os.getpid()}) + "\n")
-        return SpanExportResult.SUCCESS
-
-
-def provide(path: str, batch: bool = False) -> TracerProvider:
-    provider = TracerProvider()
-    provider.add_span_processor((BatchSpanProcessor if batch else SimpleSpanProcessor)(Lines(path)))
-    return provider
-
-
-def set_up(path: str) -> None:
-    """What an application's initializer does in each of its children."""
-    trace.set_tracer_provider(provide(path))
 
 
 class Spans:
@@ -116,20 +110,6 @@ def ids(span: dict[str, Any]) -> tuple[str, str]:
     return span["context"]["trace_id"], span["context"]["span_id"]
 
 
-def story(secret: str) -> str:
-    emit("chapter", "the secret argument", secret)
-    report(0.5, "the secret message")
-    emit("own", {1, 2})
-    with trace.get_tracer("app").start_as_current_span("inside"):
-        pass
-    return secret
-
-
-async def story_async(secret: str) -> str:
-    await asyncio.sleep(0)
-    return story(secret)
-
-
 # --- every engine
 
 
@@ -172,24 +152,12 @@ def test_what_the_callable_traces_is_inside_its_run(processes, spans):
     assert inside["pid"] == process["pid"] != os.getpid()
 
 
-def remembered() -> Any:
-    return baggage.get_baggage("customer")
-
-
 def test_baggage_crosses(client):
     token = context.attach(baggage.set_baggage("customer", "Jürgen & Söhne"))
     try:
         assert client.submit(remembered).result(LONG) == "Jürgen & Söhne"
     finally:
         context.detach(token)
-
-
-def failing() -> None:
-    raise ValueError("no such folder")
-
-
-async def failing_async() -> None:
-    failing()
 
 
 @pytest.mark.parametrize("work", [failing, failing_async])
@@ -203,12 +171,6 @@ def test_a_failure_is_an_exception_and_a_status(client, spans, work):
     assert "in failing" in event["attributes"]["exception.stacktrace"]
     assert process["attributes"]["revolve.task.outcome"] == "failed"
     assert [span["name"].split()[0] for span in spans.all if span["name"].startswith("watch")] == []
-
-
-def forever() -> None:
-    emit("ready")
-    for _ in track(itertools.count()):
-        time.sleep(0.001)
 
 
 def test_a_cancelled_run_says_so(client, spans, request):
@@ -226,14 +188,6 @@ def test_a_cancelled_run_says_so(client, spans, request):
 # --- bounds
 
 
-def stormy(count: int) -> int:
-    for number in range(count):
-        emit("drop", number)
-    for number in range(count):
-        report(number / count)
-    return count
-
-
 def test_a_storm_of_events_is_bounded(client, spans):
     client.submit(stormy, 2000).result(LONG)
     process = spans.one("process")
@@ -242,21 +196,12 @@ def test_a_storm_of_events_is_bounded(client, spans):
     assert process["attributes"]["revolve.events.left_out"] == 4000 - MAX_EVENTS
 
 
-def busily() -> None:
-    for number in range(1000):
-        report(number / 1000)
-
-
 def test_progress_is_noted_once_a_second(processes, spans):
     processes.submit(busily).result(LONG)
     assert 1 <= len(spans.one("process")["events"]) < 10
 
 
 # --- what no run can tell
-
-
-def killed() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("url", ["process://", "fork://"])
@@ -269,18 +214,6 @@ def test_who_watches_tells_of_a_killed_child(url, provider, spans):
     assert watch["events"][0]["attributes"]["exception.type"].endswith("TaskLost")
     assert watch["attributes"]["revolve.task.outcome"] == "lost"
     spans("process", 0)
-
-
-def deaf() -> None:
-    said = False
-    while True:
-        try:
-            if not said:
-                said = True
-                emit("ready")
-            time.sleep(LONG)
-        except BaseException:
-            pass
 
 
 def test_who_watches_tells_of_a_child_that_had_to_be_killed(provider, spans):
@@ -299,13 +232,6 @@ def test_who_watches_tells_of_a_child_that_had_to_be_killed(provider, spans):
     assert watch["status"]["status_code"] == "UNSET"  # it was asked for
 
 
-def second_time(path: str) -> str:
-    if not os.path.exists(path):
-        Path(path).touch()
-        raise Retry("not yet", after=0.01)
-    return "now"
-
-
 def test_another_attempt_is_another_run_of_the_same_trace(processes, spans, tmp_path):
     assert processes.options(retries=1).submit(second_time, str(tmp_path / "mark")).result(LONG) == "now"
     first, second = spans("process", 2)
@@ -317,12 +243,6 @@ def test_another_attempt_is_another_run_of_the_same_trace(processes, spans, tmp_
 
 
 # --- map
-
-
-def one_of(number: int) -> int:
-    if number == 3:
-        raise ValueError(number)
-    return number
 
 
 def test_a_chunk_of_a_map_is_one_run(processes, provider, spans):
@@ -420,13 +340,6 @@ def test_a_worker_tells_of_its_dead_children_and_of_what_follows(place, serve, p
     assert process["attributes"]["revolve.task.attempt"] == 2
 
 
-def dies_once(path: str) -> str:
-    if not os.path.exists(path):
-        Path(path).touch()
-        killed()
-    return "alive"
-
-
 def test_a_workers_run_knows_of_its_next_attempt(place, serve, provider, spans, tmp_path):
     with serve(), Client(place, secret=SECRET) as client:
         task = client.options(retries=1, backoff=0.01).submit(second_time, str(tmp_path / "mark"))
@@ -450,10 +363,6 @@ def test_nothing_is_imported_that_nobody_asked_for():
     assert found.stdout.strip() == "[]"
 
 
-def hide() -> None:
-    sys.modules["opentelemetry"] = None  # type: ignore[assignment]
-
-
 def test_a_child_without_the_library_runs_what_comes_with_a_trace(provider):
     with Client(max_workers=1, initializer=hide) as client:
         assert [client.submit(stormy, 3).result(LONG) for _ in range(2)] == [3, 3]
@@ -467,17 +376,6 @@ def test_a_process_without_the_library_is_told_what_to_install(monkeypatch):
     with pytest.raises(ProviderMissing, match=r"revolve-assistant\[telemetry\]"):
         telemetry.instrument()
     assert telemetry.tracer is None
-
-
-class Broken(SpanExporter):
-    def export(self, spans: Any) -> SpanExportResult:
-        raise OSError("the collector is away")
-
-
-def set_up_broken() -> None:
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(Broken()))
-    trace.set_tracer_provider(provider)
 
 
 def test_an_exporter_that_raises_disturbs_no_task(provider):

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures as cf
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +17,21 @@ import pytest
 from revolve_assistant import Client, Task, TaskCancelled, TaskLost, TaskStalled, TaskTimeout, current_task, emit
 from revolve_assistant.pool import ladder
 
-NEVER = 1000.0
+from .timeouts_tasks import (
+    NEVER,
+    blocking,
+    hear,
+    idle,
+    looking,
+    loop,
+    nothing,
+    once_more,
+    receiving_too,
+    stubborn,
+    swallow,
+    yielding_too,
+)
+
 Made = Callable[..., Client]
 
 
@@ -54,28 +66,6 @@ def rung_of(task: Task[Any]) -> str:
     assert (last.name, last.args) == ("cancelled", (raised.value.rung,))
     assert task.cancel() is False
     return raised.value.rung
-
-
-def hear() -> Any:
-    message = current_task().receive()
-    return message and message.name
-
-
-def nothing() -> None:
-    pass
-
-
-def loop() -> None:
-    while True:
-        pass
-
-
-def swallow() -> None:
-    while True:
-        try:
-            time.sleep(60)
-        except BaseException:
-            continue
 
 
 # --- time-outs and stalls
@@ -136,47 +126,6 @@ def test_a_stall(make: Made) -> None:
 # --- coroutines
 
 
-async def idle() -> None:
-    emit("here")
-    try:
-        await asyncio.sleep(60)
-    finally:
-        emit("cleaned up")
-
-
-async def looking() -> None:
-    emit("here")
-    while not current_task().cancel_requested:
-        await asyncio.sleep(0.001)
-
-
-async def receiving_too() -> None:
-    emit("here")
-    await current_task().receive_async()
-
-
-async def yielding_too() -> Any:
-    emit("here")
-    while True:
-        yield 1
-        await asyncio.sleep(0)
-
-
-async def stubborn(path: str) -> str:
-    emit("here")
-    while not os.path.exists(path):
-        try:
-            await asyncio.sleep(0.01)
-        except BaseException:
-            emit("swallowed")
-    return "ended"
-
-
-async def blocking() -> None:
-    emit("here")
-    time.sleep(60)
-
-
 @pytest.mark.parametrize(
     ("fn", "rung"), [(looking, "flag"), (receiving_too, "flag"), (yielding_too, "flag"), (idle, "exception")]
 )
@@ -228,14 +177,6 @@ def test_a_coroutine_that_blocks_its_loop_takes_the_others_along(make: Made, mon
     after = client.submit(receiving_too)
     after.send("go")
     after.result()
-
-
-async def once_more() -> str:
-    if current_task().attempt > 1:
-        return "again"
-    emit("here")
-    await asyncio.sleep(NEVER)
-    return ""
 
 
 def test_the_reason_of_a_retry_names_the_coroutine_at_fault(make: Made, monkeypatch: pytest.MonkeyPatch) -> None:

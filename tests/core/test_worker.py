@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import os
-import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +24,6 @@ from revolve_assistant import (
     NotCarriable,
     Overloaded,
     RemoteError,
-    Retry,
     Task,
     TaskCancelled,
     TaskLost,
@@ -36,18 +32,41 @@ from revolve_assistant import (
     TaskTimeout,
     Unreachable,
     UsageError,
-    ask,
-    current_task,
-    emit,
-    report,
-    track,
 )
 from revolve_assistant.caller import reckoning
 from revolve_assistant.providers.memory import Messenger, Queue
 from revolve_assistant.worker import Worker
 
+from .worker_tasks import (
+    LONG,
+    Own,
+    big,
+    big_alone,
+    conversation,
+    counting,
+    die,
+    double,
+    fail,
+    hears_twice,
+    items_twice,
+    printing,
+    raise_grumpy,
+    same,
+    silent,
+    story,
+    stubborn,
+    talk_async,
+    tracked,
+    twice,
+    twice_after,
+    unpicklable,
+    until_interrupted,
+    until_stopped,
+    waiting,
+    waits_for,
+)
+
 SECRET = "a secret of these tests only"
-LONG = 30.0  # seconds that nothing here takes
 numbers = itertools.count()
 
 
@@ -85,158 +104,9 @@ def names(task: Task[Any]) -> list[str]:
 # --- what is run
 
 
-def double(value: Any) -> Any:
-    return value * 2
-
-
-def story() -> str:
-    emit("chapter", 1, "one", b"\0", None, 2.5, [1, {"a": 2}])
-    report(0.5, "half")
-    emit("own", Own(3))
-    return "end"
-
-
-class Own:
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Own) and other.value == self.value
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def counting(count: int) -> Iterator[int]:
-    yield from range(count)
-    return count
-
-
-async def waiting(value: str) -> str:
-    emit("awaiting", value)
-    await asyncio.sleep(0)
-    return value
-
-
-async def talk_async() -> Any:
-    running = current_task()
-    emit("ready")
-    return (await running.receive_async(LONG)).args[0]
-
-
-def fail(text: str = "on purpose") -> None:
-    raise ValueError(text)
-
-
-def tracked(count: int) -> int:
-    return sum(track(range(count), "adding"))
-
-
-def die(folder: str) -> None:
-    Path(folder, f"{time.monotonic_ns()}").touch()
-    emit("dying", os.getpid())
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def until_stopped() -> str:
-    running = current_task()
-    emit("up")
-    while not running.cancel_requested:
-        time.sleep(0.005)
-    return "stopped nicely"
-
-
-def until_interrupted() -> None:
-    emit("up")
-    while True:
-        time.sleep(0.005)
-
-
-def stubborn() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    emit("up")
-    while True:
-        try:
-            while True:
-                time.sleep(0.005)
-        except BaseException:
-            emit("no")
-
-
-def conversation() -> list[Any]:
-    running = current_task()
-    emit("up")
-    found = [ask("name?", timeout=LONG)]
-    while len(found) < 4:
-        found.append(running.receive(LONG).args[0])
-    return found
-
-
-def twice(folder: str) -> int:
-    """Fails at the first attempt."""
-    marks = len(os.listdir(folder))
-    Path(folder, str(marks)).touch()
-    emit("attempt", marks)
-    if not marks:
-        raise OSError("not yet")
-    return current_task().attempt
-
-
-def twice_after(folder: str) -> int:
-    if not os.listdir(folder):
-        Path(folder, "tried").touch()
-        raise Retry(after=0.01)
-    return 2
-
-
-def items_twice(folder: str) -> Iterator[int]:
-    first = not os.listdir(folder)
-    Path(folder, "tried").touch()
-    yield 1
-    if first:
-        raise OSError("not yet")
-    yield 2
-
-
-def unpicklable() -> Any:
-    return threading.Lock()
-
-
-def printing() -> str:
-    print("to stdout")
-    print("to stderr", file=sys.stderr)
-    logging.getLogger("printing").warning("to the log")
-    return "printed"
-
-
-def big(size: int) -> bytes:
-    emit("big", b"x" * min(size, 1 << 19))
-    return b"y" * size
-
-
-def waits_for(path: str) -> str:
-    emit("up")
-    while not os.path.exists(path):
-        time.sleep(0.005)
-    return path
-
-
 def note(path: str, word: str) -> None:
     with open(path, "a") as file:
         file.write(word + "\n")
-
-
-def silent() -> None:
-    emit("up")
-    time.sleep(60)
-
-
-class Grumpy(Exception):
-    def __reduce__(self) -> Any:
-        raise TypeError("this error does not travel")
-
-
-def raise_grumpy() -> None:
-    raise Grumpy("grr")
 
 
 # --- the story of a task
@@ -263,10 +133,6 @@ def test_results_come_back_as_they_are(place, kind, value):
         assert client.submit(double if isinstance(value, int) else same, value).result(LONG) == (
             value * 2 if isinstance(value, int) else value
         )
-
-
-def same(value: Any) -> Any:
-    return value
 
 
 def test_a_lambda_and_a_closure_travel_by_value(place, pool):
@@ -340,11 +206,6 @@ def test_a_result_too_large_for_the_messenger_fails_and_says_so(place):
         with pytest.raises(UsageError, match="does not fit"):
             client.submit(big_alone, 3_000_000).result(LONG)
         assert client.submit(double, 4).result(LONG) == 8  # and the worker goes on
-
-
-def big_alone(size: int) -> bytes:
-    emit("small")
-    return b"y" * size
 
 
 def test_an_event_too_large_for_the_messenger_is_a_gap(place):
@@ -517,13 +378,6 @@ def test_what_is_sent_between_two_attempts_reaches_the_second(place, pool, tmp_p
         next(iter(task.events("retrying")))
         task.send("word", "between")
         assert task.result(LONG) == "between"
-
-
-def hears_twice(folder: str) -> Any:
-    if not os.listdir(folder):
-        Path(folder, "tried").touch()
-        raise OSError("not yet")
-    return current_task().receive(LONG).args[0]
 
 
 def test_the_stacks_of_a_running_task(place, pool):

@@ -3,14 +3,11 @@
 The crash table: where (an argument's pickling in the caller, its unpickling, the call, the result's pickling, its
 unpickling in the caller) by how (an exception, an exit, a signal, a stop, another program). The harness sees to it that
 no child, thread or descriptor stays behind.
-
-Over 600 lines: its parts share the callables and fixtures at its head.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import random
 import re
@@ -44,42 +41,10 @@ from revolve_assistant import (
 )
 from revolve_assistant.pool import watch
 
+from .crashing import AtPickling, AtUnpickling, crash, hear, square, start_a_grandchild
+
 MIB = 1 << 20
 ENDS = {"succeeded", "failed", "cancelled", "lost"}
-
-
-def crash(way: str) -> None:
-    """Say where we are, then go that way."""
-    emit("here", way)
-    if way == "raise":
-        raise ValueError("crash")
-    if way == "exit":
-        sys.exit(3)
-    if way.startswith("_exit"):
-        os._exit(int(way[-1]))
-    if way == "segfault":
-        ctypes.string_at(0)
-    if way.startswith("SIG"):
-        os.kill(os.getpid(), getattr(signal, way))
-    if way.startswith("exec"):
-        os.execv("/bin/sh", ["sh", "-c", way[5:]])
-    time.sleep(60)
-
-
-class AtPickling:
-    def __init__(self, way: str) -> None:
-        self.way = way
-
-    def __reduce__(self) -> Any:
-        crash(self.way)
-
-
-class AtUnpickling:
-    def __init__(self, way: str) -> None:
-        self.way = way
-
-    def __reduce__(self) -> Any:
-        return crash, (self.way,)
 
 
 @pytest.fixture
@@ -100,15 +65,6 @@ def closing(client: Client) -> Iterator[Client]:
         yield client
     finally:
         client._close()
-
-
-def square(number: int) -> int:
-    return number * number
-
-
-def hear() -> Any:
-    message = current_task().receive()
-    return message and message.name
 
 
 def wait_for_end(*pids: int, seconds: float) -> list[int]:
@@ -166,7 +122,8 @@ def check(error: BaseException | None, way: str, where: str, name: str) -> None:
         assert (error.signal, error.exit_code, error.last_event) == (number, code, "here")
         assert f"{name}: the process running it is gone: {text}" in str(error)
         assert str(error).endswith("its last event was 'here'")
-        assert error.peak_memory is None or error.peak_memory > MIB
+        least = 0 if way.startswith("exec") else MIB  # the other program may be all that was looked at
+        assert error.peak_memory is None or error.peak_memory > least
         if way in ("segfault", "SIGABRT"):
             assert "in crash" in "".join(error.__notes__)
 
@@ -398,10 +355,6 @@ def test_memory_limit() -> None:
 # --- families
 
 
-def start_a_grandchild() -> None:
-    emit("pid", subprocess.Popen(["sleep", "60"]).pid)
-
-
 @pytest.mark.parametrize("end", ["_exit 3", "SIGKILL", "cancel", "close"])
 def test_grandchildren_die_with_a_killed_task(end: str) -> None:
     def work() -> None:
@@ -500,7 +453,7 @@ def test_a_storm_of_deaths(retries: int, size: int) -> None:
     with Client(max_workers=3) as client:
         client.add_listener("*", listener)
         submit = client.options(retries=retries, backoff=0).submit
-        tasks = [submit(work, i) for i in range(300)]
+        tasks = [submit(work, i) for i in range(150)]
         found = [task.exception() for task in tasks]
         client.remove_listener("*", listener)
         assert client.submit(square, 3).result() == 9
@@ -513,7 +466,7 @@ def test_a_storm_of_deaths(retries: int, size: int) -> None:
 
 
 def test_clients_opened_and_closed() -> None:
-    for number in range(50):
+    for number in range(14):  # each kind with one child and with two
         with Client(max_workers=1 + number % 2) as client:
             kind = number % 7
             if kind == 1:

@@ -296,6 +296,36 @@ def test_what_a_killed_worker_held_runs_elsewhere_in_seconds(
         assert [event.args[2] for event in task.events() if event.name == "up"] == [1, 2]
 
 
+def test_what_a_worker_held_that_died_together_with_the_server_runs_elsewhere_in_seconds(
+    need: Any, revolve: Any, app: Any, a_client: Any, tmp_path: Path
+) -> None:
+    """The lease has an hour here, so it is not that. What the living hold stays with them."""
+    need("redis-server")
+    with Redis("--appendonly", "yes", "--appendfsync", "always") as server:
+
+        def start(children: str) -> Any:
+            program = revolve("worker", f"{server.url}?lease=3600", "-c", children, REVOLVE_SECRET=SECRET)
+            program.says("ready as")
+            return program
+
+        client = a_client(server)
+        victim, gate = start("1"), tmp_path / "gate"
+        lost = client.submit(app.hold, str(gate))
+        assert first(lost, "up")[1] == victim.pid
+        other = start("3")
+        kept = [client.submit(app.hold, str(gate)) for _ in range(2)]
+        assert {first(task, "up")[1] for task in kept} == {other.pid}
+        victim.signal(signal.SIGKILL)
+        server.kill()
+        server.start()
+        assert next(event.args[1] for event in lost.events("up") if event.args[2] == 2) == other.pid
+        gate.touch()
+        for task in (lost, *kept):
+            assert task.result(LONG) == other.pid
+        for task in kept:
+            assert [event.args[2] for event in task.events() if event.name == "up"] == [1]
+
+
 def test_a_server_killed_under_load(
     any_server: Redis, worker: Any, app: Any, a_client: Any, look: Any, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from revolve_assistant import ask, track
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 Rows = list[bytes]  # one row of a picture: red, green, blue, red, green, blue …
+SIZE = 480, 320  # width and height of a photo
 
 # --- pictures
 
@@ -49,8 +50,9 @@ def write_png(path: Path, rows: Rows) -> int:
     return path.write_bytes(data)
 
 
-def paint(seed: int, width: int = 480, height: int = 320) -> Rows:
+def paint(seed: int) -> Rows:
     """A landscape: a sky, a sun, hills."""
+    width, height = SIZE
     chance = random.Random(seed)
     sky, sun, hill = (bytes(chance.randrange(low, low + 90) for _ in range(3)) for low in (90, 165, 10))
     x, y, radius = chance.randrange(60, width - 60), chance.randrange(50, height // 2), chance.randrange(20, 50)

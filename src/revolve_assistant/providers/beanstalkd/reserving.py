@@ -69,7 +69,7 @@ class Reserving:
 
     def under_way(self, line: Line) -> int:
         """Reserves whose answers are due."""
-        return self._zeros.get(line, 0) + line.state.reserving
+        return self._zeros.get(line, 0) + int(line.state.reserving)
 
     def dry(self, line: Line) -> bool:
         """Whether it had nothing the last time that it was asked."""

@@ -4,8 +4,8 @@
     wait     all of them at once: a reserve that waits at each server, until one brings something
     recall   what still waits is called back, and what it brought beyond the room for it is given back
 
-Each job that comes is asked about (`stats-job`): how often it was handed out, how urgent it is, how long it may be held;
-but for those that must be new: see `firsts`. What a large task is made of is fetched in the same round trip (`peek`).
+Each job that comes is asked about (`stats-job`), but for those that must be new (see `firsts`): how often it was handed
+out, how urgent it is, how long it may be held. What a large task is made of is fetched in the same round trip (`peek`).
 """
 
 from __future__ import annotations

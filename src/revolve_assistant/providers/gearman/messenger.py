@@ -70,9 +70,7 @@ class Messenger(Spread[_Place]):
         self._delivery.deliver(self._requests(frames, requests))
         refused(requests, f"{len(requests)} frames")
 
-    def _requests(
-        self, frames: Iterator[tuple[_Place, bytes]], made: list[Request]
-    ) -> Iterator[tuple[Order, Request]]:
+    def _requests(self, frames: Iterator[tuple[_Place, bytes]], made: list[Request]) -> Iterator[tuple[Order, Request]]:
         encoded = self._place.base64
         for place, frame in frames:
             data = base64.b64encode(frame) if encoded else bytes(frame)

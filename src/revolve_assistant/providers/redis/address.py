@@ -15,7 +15,7 @@ PORT = 6379
 SENTINEL_PORT = 26379
 TIMEOUT = 5.0  # seconds
 NAMESPACE = "assistant"
-OPTIONS = ("namespace", "timeout", "db")
+OPTIONS = ("namespace", "timeout", "db", "lease", "keep_buried", "most_buried")  # the last three are for queues
 _TLS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname")
 _SENTINEL = ("sentinel_user", "sentinel_password", "ssl")
 
@@ -46,8 +46,8 @@ class Place(NamedTuple):
     text: str = "redis://127.0.0.1"  # for people: without a password
 
     @classmethod
-    def read(cls, url: Url, options: dict[str, object] | None = None, known: tuple[str, ...] = ()) -> Place:
-        """What the URL says, with `options` laid over it; `known` are further options, which the caller reads himself.
+    def read(cls, url: Url, options: dict[str, object] | None = None) -> Place:
+        """What the URL says, with `options` laid over it. What is for queues alone is read by those.
 
         Raises `UsageError`.
         """
@@ -57,7 +57,7 @@ class Place(NamedTuple):
         hosts, socket, service, path = tuple(url.addresses(PORT)), "", "", url.path
         if url.scheme == "redis+sentinel":
             extra = _SENTINEL + _TLS
-            url.only(*OPTIONS, *extra, *known)
+            url.only(*OPTIONS, *extra)
             hosts, encrypted = tuple(url.addresses(SENTINEL_PORT)), url.flag("ssl")
             service, _, path = path.partition("/")
             if not service:
@@ -66,7 +66,7 @@ class Place(NamedTuple):
             hosts, socket, path = (), url.path, ""
             if url.hosts or len(socket) < 2:
                 raise UsageError(f"{url} must name a socket's absolute path, as in redis+unix:///run/redis.sock?db=0")
-        url.only(*OPTIONS, *extra, *known)
+        url.only(*OPTIONS, *extra)
         if len(hosts) > 1 and not service:
             raise UsageError(
                 f"{url.scheme}:// takes one server; of several with fail-over name the sentinels: "

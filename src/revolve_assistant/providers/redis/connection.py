@@ -276,11 +276,11 @@ class Connection:
     def _ended(self) -> bool:
         """Whether the other side has hung up while nothing was asked."""
         sock = self._socket
-        if sock is None or _pending(sock) or not select.select([sock], [], [], 0)[0]:
-            return False
         try:
+            if sock is None or _pending(sock) or not select.select([sock], [], [], 0)[0]:
+                return False
             self.gather()
-        except (ProviderError, OSError, ValueError):
+        except (ProviderError, OSError, ValueError):  # or another thread has closed it just now
             return True
         return self._socket is None
 

@@ -20,7 +20,7 @@ from ..diagnosis import Finding
 from ..url import Url
 from .address import Place
 from .connection import Connection
-from .queue import OPTIONS, Queue
+from .queue import Queue
 
 MOST = 100_000  # keys that are looked at
 LONGEST = 3.0  # seconds of looking at them
@@ -33,7 +33,7 @@ _LOOPBACK = ("127.", "::1", "localhost")
 def diagnose(url: Url) -> list[Finding]:
     """See `providers.diagnosis`; blocks up to the URL's time-out for each question, and 3 s to count channels."""
     try:
-        place = Place.read(url, {}, OPTIONS)
+        place = Place.read(url)
     except AssistantError as error:
         return [Finding("wrong", "address", str(error))]
     line = Connection(place, replica=True)

@@ -36,8 +36,9 @@ it has seen, and is given again what came after. Bodies beyond 256 KB are fetche
 
 **The dead.** A worker that dies takes its connection along, and with it the subscription, which the server counts
 (PUBSUB NUMSUB). Takers look every 2 s, one for all of them: who was subscribed at this very server, and has not been
-for 3 s, is dead, and what it held is ready again. A partition is no death as long as the server holds the connection,
-nor is a restart of the server or a fail-over, after which everybody is gone: there the lease decides.
+for 3 s, is dead, and what it held is ready again. A partition is no death as long as the server holds the connection.
+After a restart of the server or a fail-over everybody is gone: who has not come back 10 s after the first one has is
+dead too (those who live try every half second).
 """
 
 from __future__ import annotations
@@ -67,7 +68,6 @@ from .scripts import script
 
 log = logging.getLogger("revolve_assistant")
 
-OPTIONS = ("lease", "keep_buried", "most_buried")
 LEASE = 30.0  # seconds
 KEEP_BURIED = 7 * 86400.0  # seconds
 MOST_BURIED = 10_000
@@ -115,7 +115,7 @@ class Queue(Managing, contract.Queue):
     def from_url(cls, url: Url, **options: object) -> Queue:
         """`redis://host/0?namespace=assistant&lease=30&keep_buried=604800&most_buried=10000`; for the rest see
         `address`. Raises `UsageError`."""
-        place = Place.read(url, options, OPTIONS)
+        place = Place.read(url, options)
         url = url.with_options(options)
         return cls(
             place,

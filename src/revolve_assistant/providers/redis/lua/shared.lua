@@ -21,6 +21,7 @@ local GIVEN = 4194304  -- bytes after which an answer is full
 local TOLD = 262144    -- bytes that go with a message; a larger body is fetched on another connection, since one that
                        -- listens is cut off when 32 MB wait for it (client-output-buffer-limit pubsub)
 local GONE = 3000      -- since when a taker's connection must be gone until it counts as dead
+local AWAY = 10000     -- the same of one that has not come back since the server was started, or another one took over
 local LOOK = 2000      -- between two looks for such
 local MOST_BURIED = 268435456 -- bytes of all bodies that are kept of buried tasks
 local BAND = 281474976710656 -- 2^48: the scores of a priority; within it, ticks of 10 us since 2020

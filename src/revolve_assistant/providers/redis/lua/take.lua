@@ -33,7 +33,8 @@ for i = 7, #ARGV do
   if promote(queue) then more[#more + 1] = queue end
 end
 
--- Look whether takers are dead: their connection to this very server is gone, and stays so.
+-- Look whether takers are dead: their connection to this very server is gone, and stays so; or they were at another
+-- one, or at this one before it was started, and have not come back.
 local look = tonumber(call('HGET', STATE, 'look') or 0)
 if now >= look or look > now + 2 * LOOK then
   local next = LOOK
@@ -46,7 +47,7 @@ if now >= look or look > now + 2 * LOOK then
         call('ZREM', TAKERS, other)
       elseif alive(other) then
         if known[2] then call('HDEL', taker_of(other), 'gone') end
-      elseif known[1] == ARGV[6] then
+      elseif known[1] == ARGV[6] or (known[1] ~= '' and ARGV[6] ~= '') then
         next = LOOK / 2
         if not known[2] then
           call('HSET', taker_of(other), 'gone', ARGV[6] .. ' ' .. string.format('%.0f', now))
@@ -54,7 +55,7 @@ if now >= look or look > now + 2 * LOOK then
           local run, since = string.match(known[2], '^(%S*) (%S+)$')
           if run ~= ARGV[6] then
             call('HSET', taker_of(other), 'gone', ARGV[6] .. ' ' .. string.format('%.0f', now))
-          elseif now - tonumber(since) >= GONE then
+          elseif now - tonumber(since) >= (known[1] == run and GONE or AWAY) then
             dismiss(other)
           end
         end
