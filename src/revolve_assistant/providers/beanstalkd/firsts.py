@@ -37,14 +37,15 @@ class Firsts:
         self.era = 0
         self._counts: tuple[bytes, bytes, bytes, int] | None = None
         self._known: dict[tuple[bytes, int], int] = {}  # by tube and priority: the oldest that was new, in this era
-        self._uptime = b""
+        self._uptime = 0
         self.counted(stats)
 
     def counted(self, stats: bytes) -> None:
         """Take what the server says of itself after a round of reserves."""
         try:
-            releases, burials, timeouts, current, total, self._uptime = self._pick(stats.split(b"\n"))
+            releases, burials, timeouts, current, total, uptime = self._pick(stats.split(b"\n"))
             counts = releases, burials, timeouts, _number(total) - _number(current)
+            self._uptime = _number(uptime)
         except (IndexError, ValueError):
             counts = None
         if counts is None or counts != self._counts:
@@ -59,7 +60,7 @@ class Firsts:
     def learn(self, tube: bytes, priority: int, number: int, era: int, age: int) -> None:
         """A job that was reserved in that era is new, as the server says, and was never delayed."""
         key = tube, priority
-        if era == self.era and 0 <= age < _number(self._uptime) and len(self._known) < _MOST:
+        if era == self.era and 0 <= age < self._uptime and len(self._known) < _MOST:
             self._known[key] = min(number, self._known.get(key, number))
 
 
