@@ -133,6 +133,7 @@ def test_a_rule_for_the_function_holds_for_its_chunks(client: Client, worker: Wo
 
 def test_cancelled_chunks_are_cancelled_items(client: Client) -> None:
     results = client.map(abs, [-1, -2, -3], chunksize=2, errors="return")
+    eventually(lambda: sum(count.pending for count in client.counts()) == 2, "the queue has both")
     client.purge("default")
     assert [type(each) for each in results] == [TaskCancelled] * 3
 

@@ -160,7 +160,7 @@ SEEDS = {
     "beanstalkd": [
         b"\0INSERTED 1\r\nRESERVED 2 3\r\nabc\r\nTIMED_OUT\r\nOK 9\r\n---\na: 1\n\r\nNOT_FOUND\r\n",
         b"\0DRAINING\r\nDEADLINE_SOON\r\nOUT_OF_MEMORY\r\n", b"\0BURIED 1\r\n",
-        b"\0" + wrapping.task_of_parts("id", "n", (1, 2)),
+        b"\0" + wrapping.task_of_parts("id", "n", (1, 2), 1 << 20, 30),
         b"\0" + wrapping.frame_jobs(b"m" * 8, b"w" * 8, 1, b"x", 99)[0],
         b"\0" + wrapping.write_note(wrapping.Note(1, "id", "q", 1, "why", 0.5)),
     ],
