@@ -106,9 +106,7 @@ sys.stdin.read()
 
 
 @contextlib.contextmanager
-def holder(
-    server: Redis, count: int, *, waits: bool = False, options: str = ""
-) -> Iterator[subprocess.Popen[bytes]]:
+def holder(server: Redis, count: int, *, waits: bool = False, options: str = "") -> Iterator[subprocess.Popen[bytes]]:
     """A process that holds so many tasks, or will (`waits`)."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, server.url + options, str(count)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
