@@ -126,7 +126,11 @@ def huey_app(url: str) -> tuple[Any, Any]:
 
 
 class BullMQ:
-    """`bullmq`, its Python port; finished jobs removed as it advises for many."""
+    """`bullmq`, its Python port; finished jobs removed as it advises for many.
+
+    Its workers run one task at once, as they do by default. With `concurrency` 50 an idle one asks 50 times, on one
+    connection, whenever a task comes: 67 scripts and 13 ms for one instead of 5 and 2, and a drain is no quicker.
+    """
 
     name = "BullMQ"
     options = {"removeOnComplete": True}  # noqa: RUF012 - read only
@@ -382,7 +386,7 @@ def work_bullmq(url: str) -> None:
         return 1
 
     async def main() -> None:
-        worker = Worker("bench", process, {"connection": url, "concurrency": 50})
+        worker = Worker("bench", process, {"connection": url})
         with suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
         await worker.close()
