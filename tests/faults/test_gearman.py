@@ -400,7 +400,7 @@ def test_jobs_of_others_making_are_leases_too(server, opened):
 
 READER = """
 import sys
-from revolve_assistant.providers import holding, registry
+from revolve_assistant.providers import registry
 reader = registry.messenger(sys.argv[1]); reader.open()
 cursors, count = {"inbox": b""}, 0
 while count < int(sys.argv[2]):

@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -105,10 +106,10 @@ sys.stdin.read()
 
 
 @contextlib.contextmanager
-def holder(server: Redis, count: int, *, waits: bool = False) -> Iterator[subprocess.Popen[bytes]]:
+def holder(server: Redis, count: int, *, waits: bool = False, options: str = "") -> Iterator[subprocess.Popen[bytes]]:
     """A process that holds so many tasks, or will (`waits`)."""
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, server.url, str(count)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", HOLDER, server.url + options, str(count)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         try:
             assert process.stdout is not None
@@ -118,6 +119,13 @@ def holder(server: Redis, count: int, *, waits: bool = False) -> Iterator[subpro
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGCONT)
             process.kill()
+
+
+def cut(queue: Any) -> None:
+    """Cut its connection; it does not come back by itself, but when it is asked something."""
+    queue._guard.close()
+    queue._guard = None
+    queue._line.close()
 
 
 def test_tasks_of_a_killed_taker_are_back_in_seconds(server: Redis, some: Any) -> None:
@@ -169,6 +177,23 @@ def test_a_silent_taker_whose_connections_are_cut_is_not_dead(server: Redis, som
             assert door.wait_for(lambda door: door.connections == 1)
         silent.settle([(lease, DONE) for lease in held])
         assert list(giver.counts()) == []
+
+
+def test_nobody_is_dead_where_nobody_may_ask_which_run_of_the_server_it_is(server: Redis, some: Any) -> None:
+    assert server.ask("ACL", "SETUSER", "default", "-info").startswith("+OK")
+    giver, silent, taker = some(server.port), some(server.port), some(server.port)
+    submit(giver, *tasks(1))
+    take(silent)
+    cut(silent)
+    assert ids(take(taker, wait=6.0)) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the names of these options are Linux'")
+def test_the_system_asks_whether_the_machine_is_there_to_which_a_taker_listens(server: Redis, some: Any) -> None:
+    taker = some(server.port)
+    take(taker)
+    options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    assert [taker._line._socket.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [2, 1, 2]
 
 
 def test_what_a_closed_taker_held_is_back_at_once(server: Redis, some: Any) -> None:
@@ -225,17 +250,56 @@ def test_a_killed_server_with_its_log_loses_nothing(saving: Redis, some: Any) ->
     assert take(taker) == []
 
 
-def test_no_taker_is_dead_for_a_server_that_was_away(saving: Redis, some: Any) -> None:
-    giver, silent, taker = some(saving.port), some(saving.port), some(saving.port)
+def test_who_is_slow_to_come_back_to_a_server_keeps_his_tasks(saving: Redis, some: Any) -> None:
+    giver, slow, taker = (some(saving.port, timeout=1.0) for _ in range(3))  # so that 6 s is the time to come back
     submit(giver, *tasks(2))
-    take(silent)
-    silent._guard.close()  # it does not come back by itself
-    silent._guard = None
+    held = take(slow)
+    cut(slow)
     saving.kill()
     saving.start()
-    deadline = time.monotonic() + 6.0
-    while time.monotonic() < deadline:
-        assert patiently(lambda: ids(take(taker, wait=1.0))) == []
+    assert patiently(lambda: ids(take(taker, wait=4.0))) == []
+    slow.extend(held)
+    assert ids(take(taker, wait=6.0)) == []
+    slow.settle([(lease, DONE) for lease in held])
+    assert list(giver.counts()) == []
+
+
+def test_no_lease_ends_because_the_server_was_away(saving: Redis, some: Any) -> None:
+    giver, slow, taker = (some(saving.port, lease=0.5) for _ in range(3))
+    giver.set_rule("limited", concurrency=1)
+    submit(giver, *tasks(1), *tasks(2, 1, name="limited"))
+    held = take(slow, 2)
+    cut(slow)
+    saving.kill()
+    ended = time.monotonic() + 0.6
+    eventually(lambda: time.monotonic() > ended, "the leases have ended")
+    saving.start()
+    assert patiently(lambda: ids(take(taker, wait=2.0))) == []
+    slow.extend(held)
+    slow.settle([(lease, DONE) for lease in held])
+    assert ids(take(taker, wait=WAIT)) == ["t2"]
+
+
+def test_of_many_takers_those_that_died_with_the_server_are_found(saving: Redis, some: Any) -> None:
+    """And no others: what the living hold stays with them. Leases have an hour here, so it is not those."""
+    giver, taker, *living = (some(saving.port, lease=3600.0) for _ in range(27))
+    submit(giver, *tasks(180))
+    kept = [(queue, lease) for queue in living for lease in take(queue, 5)]
+    with contextlib.ExitStack() as stack:
+        dying = [stack.enter_context(holder(saving, 11, options="?lease=3600")) for _ in range(5)]
+        for process in dying:
+            process.kill()
+        saving.kill()
+        saving.start()
+    found: list[Lease] = []
+    deadline = time.monotonic() + WAIT
+    while len(found) < 55 and time.monotonic() < deadline:
+        found += patiently(lambda: take(taker, wait=5.0))
+    assert sorted(ids(found), key=lambda id: int(id[1:])) == [f"t{n}" for n in range(125, 180)]
+    assert ids(take(taker, wait=3.0)) == []
+    for queue, lease in [*kept, *((taker, lease) for lease in found)]:
+        queue.settle([(lease, DONE)])
+    assert list(giver.counts()) == []
 
 
 def test_a_server_without_its_data_goes_on_with_what_is_submitted_again(server: Redis, some: Any) -> None:

@@ -193,8 +193,11 @@ def test_the_everyday_things(server: Redis, worker: Any, app: Any, a_client: Any
         running.result(LONG)
 
 
-def test_a_key_holds_across_clients(server: Redis, worker: Any, app: Any, a_client: Any, tmp_path: Path) -> None:
+def test_a_key_holds_across_clients(
+    server: Redis, worker: Any, app: Any, a_client: Any, look: Any, tmp_path: Path
+) -> None:
     worker(server)
+    queue = look(server)
     one, other = a_client(server), a_client(server)
     gate = tmp_path / "gate"
     a = one.options(unique="report").submit(app.hold, str(gate))
@@ -205,6 +208,7 @@ def test_a_key_holds_across_clients(server: Redis, worker: Any, app: Any, a_clie
         each.queued()
     gate.touch()
     assert a.result(LONG) == b.result(LONG) == c.result(LONG)
+    eventually(lambda: not queue.counts(), "the queue is told too, which comes after the result")
     again = other.options(unique="report").submit(app.double, 4)
     assert again.result(LONG) == 8
 
@@ -296,10 +300,12 @@ def test_what_a_killed_worker_held_runs_elsewhere_in_seconds(
         assert [event.args[2] for event in task.events() if event.name == "up"] == [1, 2]
 
 
-def test_what_a_worker_held_that_died_together_with_the_server_runs_elsewhere_in_seconds(
-    need: Any, revolve: Any, app: Any, a_client: Any, tmp_path: Path
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_what_a_worker_held_that_does_not_come_back_with_the_server_runs_elsewhere_in_seconds(
+    need: Any, revolve: Any, app: Any, a_client: Any, look: Any, tmp_path: Path, how: signal.Signals
 ) -> None:
-    """The lease has an hour here, so it is not that. What the living hold stays with them."""
+    """The lease has an hour here, so it is not that. What the living hold stays with them, and one that was stopped
+    can go on: what it still says of its task is heard by nobody."""
     need("redis-server")
     with Redis("--appendonly", "yes", "--appendfsync", "always") as server:
 
@@ -308,22 +314,29 @@ def test_what_a_worker_held_that_died_together_with_the_server_runs_elsewhere_in
             program.says("ready as")
             return program
 
-        client = a_client(server)
+        client, queue = a_client(server), look(server)
         victim, gate = start("1"), tmp_path / "gate"
         lost = client.submit(app.hold, str(gate))
         assert first(lost, "up")[1] == victim.pid
         other = start("3")
         kept = [client.submit(app.hold, str(gate)) for _ in range(2)]
         assert {first(task, "up")[1] for task in kept} == {other.pid}
-        victim.signal(signal.SIGKILL)
+        victim.signal(how)
         server.kill()
         server.start()
         assert next(event.args[1] for event in lost.events("up") if event.args[2] == 2) == other.pid
+        if how == signal.SIGSTOP:
+            victim.signal(signal.SIGCONT)
+            eventually(lambda: len(queue.workers()) == 2, "it is back")
         gate.touch()
         for task in (lost, *kept):
             assert task.result(LONG) == other.pid
         for task in kept:
             assert [event.args[2] for event in task.events() if event.name == "up"] == [1]
+        if how == signal.SIGSTOP:
+            other.signal(signal.SIGTERM)
+            assert client.submit(app.hold, str(gate)).result(LONG) == victim.pid
+        eventually(lambda: not queue.counts(), "nothing is left")
 
 
 def test_a_server_killed_under_load(

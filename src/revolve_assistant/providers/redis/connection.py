@@ -21,7 +21,7 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from hiredis import ProtocolError as Garbage
@@ -35,6 +35,9 @@ _CHUNK = 64 << 10  # bytes read at once, at first
 _MOST = 1 << 20  # bytes read at once, once much comes
 _TRICKLE = 10_000  # bytes a second that count as moving
 _HELD = 8 << 20  # bytes that the system may hold of what was sent
+_IDLE = "TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE"  # the second is macOS' name for it
+# After 2 s of silence, each second, twice.
+_PROBES = ((getattr(socket, _IDLE), 2), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 2))
 OLDEST = (6, 2)
 
 Word = bytes | str | int | float
@@ -75,6 +78,7 @@ class Connection:
         self.server: Server | None = None
         self.made = 0  # how often it was connected
         self.barred = False  # nobody is to connect it any more
+        self.closed: Callable[[], None] = lambda: None  # is called once it was let go
         self.where = place.socket or _named(*place.hosts[0])
         self._replica = replica
         self._socket: socket.socket | None = None
@@ -119,6 +123,7 @@ class Connection:
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
             with contextlib.suppress(OSError):
                 sock.close()
+            self.closed()
 
     def bar(self) -> None:
         """Close it, and let nobody connect it as long as it is `barred`, who is just at it included."""
@@ -138,6 +143,13 @@ class Connection:
         if self._socket is None:
             raise Unreachable(f"redis at {self.where}: not connected")
         return self._socket.fileno()
+
+    def probe(self) -> None:
+        """Have it end 4 s after the server's machine vanished, also while nothing is asked: the system asks for us."""
+        sock = self._socket
+        if sock is not None and sock.family != socket.AF_UNIX:
+            for option, value in _PROBES:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
     # ---- to ask
 

@@ -28,6 +28,7 @@ from .scripts import script
 log = logging.getLogger("revolve_assistant")
 
 LINGER = 0.002  # seconds
+RETURN = 5.0  # seconds, and the time-out, in which a taker has come back to a server that was started anew
 _MARK = b"revolve"
 
 
@@ -55,9 +56,10 @@ class Hearing:
 
     def greet(self, line: Connection) -> bool:
         """Have the server know us, and tell us what comes: once for each connection. True: just now."""
-        if not self.listens or self._greeted == line.made:
+        if not self.listens or self.knows(line):
             return False
         line.ready()
+        line.probe()
         hello = (script("hello"), 1, self._base, self.taker, self.seen)
         info, memory = line.exchange([("INFO", "server"), ("INFO", "memory")])
         self.run = run_of(info)
@@ -76,12 +78,17 @@ class Hearing:
             if "NOPERM" in str(failure):
                 error = ProviderError(f"{error}; a worker also needs the channels '{{{self._place.namespace}}}:*'")
             raise error
-        (answer,) = line.exchange([(*hello, self.run, self._lease, *self.about)])
+        away = round((RETURN + self._place.timeout) * 1000)
+        (answer,) = line.exchange([(*hello, self.run, self._lease, *self.about, away)])
         if isinstance(answer, ReplyError):
             raise line.failure(answer)
         self._greeted = line.made
         self.known = True
         return True
+
+    def knows(self, line: Connection) -> bool:
+        """Whether that connection has been greeted."""
+        return self._greeted == line.made
 
     def forgotten(self) -> None:
         """The server does not know us any more."""

@@ -20,8 +20,7 @@ local SOME = 500       -- tasks that are moved in one step for other reasons tha
 local GIVEN = 4194304  -- bytes after which an answer is full
 local TOLD = 262144    -- bytes that go with a message; a larger body is fetched on another connection, since one that
                        -- listens is cut off when 32 MB wait for it (client-output-buffer-limit pubsub)
-local GONE = 3000      -- since when a taker's connection must be gone until it counts as dead
-local AWAY = 10000     -- the same of one that has not come back since the server was started, or another one took over
+local GONE = 3000      -- since when a taker's connection must be gone until it counts as dead; see also take.lua
 local LOOK = 2000      -- between two looks for such
 local MOST_BURIED = 268435456 -- bytes of all bodies that are kept of buried tasks
 local BAND = 281474976710656 -- 2^48: the scores of a priority; within it, ticks of 10 us since 2020
@@ -226,6 +225,23 @@ local function promote(queue)
     end
   end
   return some
+end
+
+-- No lease ends before that: nobody could extend his while the server was away.
+local function spare(moment)
+  load_rules()
+  for _, queue in ipairs(call('SMEMBERS', QUEUES)) do
+    local leased = leased_of(queue)
+    while true do
+      local ids = call('ZRANGEBYSCORE', leased, '-inf', string.format('(%.0f', moment), 'LIMIT', 0, SOME)
+      if #ids == 0 then break end
+      local heads = call('HMGET', HEADS, unpack(ids))
+      for i, id in ipairs(ids) do
+        call('ZADD', leased, moment, id)
+        if rules and heads[i] then call('ZADD', running_of(read(heads[i])[NAME]), 'XX', moment, id) end
+      end
+    end
+  end
 end
 
 -- ---- taking

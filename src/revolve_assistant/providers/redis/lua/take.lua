@@ -34,7 +34,7 @@ for i = 7, #ARGV do
 end
 
 -- Look whether takers are dead: their connection to this very server is gone, and stays so; or they were at another
--- one, or at this one before it was started, and have not come back.
+-- one, or at this one before it was started anew, and have not come back in the time that they may need for it.
 local look = tonumber(call('HGET', STATE, 'look') or 0)
 if now >= look or look > now + 2 * LOOK then
   local next = LOOK
@@ -42,12 +42,12 @@ if now >= look or look > now + 2 * LOOK then
   for i = 1, #takers, 2 do
     local other = takers[i]
     if other ~= taker then
-      local known = call('HMGET', taker_of(other), 'run', 'gone')
+      local known = call('HMGET', taker_of(other), 'run', 'gone', 'away')
       if not known[1] then
         call('ZREM', TAKERS, other)
       elseif alive(other) then
         if known[2] then call('HDEL', taker_of(other), 'gone') end
-      elseif known[1] == ARGV[6] or (known[1] ~= '' and ARGV[6] ~= '') then
+      elseif known[1] ~= '' and ARGV[6] ~= '' then
         next = LOOK / 2
         if not known[2] then
           call('HSET', taker_of(other), 'gone', ARGV[6] .. ' ' .. string.format('%.0f', now))
@@ -55,7 +55,7 @@ if now >= look or look > now + 2 * LOOK then
           local run, since = string.match(known[2], '^(%S*) (%S+)$')
           if run ~= ARGV[6] then
             call('HSET', taker_of(other), 'gone', ARGV[6] .. ' ' .. string.format('%.0f', now))
-          elseif now - tonumber(since) >= (known[1] == run and GONE or AWAY) then
+          elseif now - tonumber(since) >= (known[1] == run and GONE or tonumber(known[3]) or HOUR) then
             dismiss(other)
           end
         end
