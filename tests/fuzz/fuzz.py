@@ -27,6 +27,7 @@ with atheris.instrument_imports():
     from revolve_assistant.protocols.gearman.packets import Decoder
     from revolve_assistant.protocols.gearman.worker_state import WorkerState
     from revolve_assistant.providers.beanstalkd import wrapping
+    from revolve_assistant.providers.beanstalkd.firsts import Firsts
     from revolve_assistant.providers.memcached.codec import Parser
     from revolve_assistant.providers.url import Url
     from revolve_assistant.wire import control, envelope, frames
@@ -105,6 +106,7 @@ def beanstalkd(data: bytes) -> None:
     assert _answers(pieces) == _answers([whole]), "a cut changes what was read"
     for read in (wrapping.read_task, wrapping.read_piece, wrapping.read_note):
         read(whole)
+    Firsts(whole).counted(whole)
 
 
 def memcached(data: bytes) -> None:
@@ -159,8 +161,9 @@ SEEDS = {
     ] + [b"\0status\r\nf\t1\t0\t2\n.\n"],
     "beanstalkd": [
         b"\0INSERTED 1\r\nRESERVED 2 3\r\nabc\r\nTIMED_OUT\r\nOK 9\r\n---\na: 1\n\r\nNOT_FOUND\r\n",
+        b"\0cmd-release: 1\ncmd-bury: 2\njob-timeouts: 3\ncurrent-connections: 4\ntotal-connections: 5\nuptime: 6\n",
         b"\0DRAINING\r\nDEADLINE_SOON\r\nOUT_OF_MEMORY\r\n", b"\0BURIED 1\r\n",
-        b"\0" + wrapping.task_of_parts("id", "n", (1, 2), 1 << 20, 30),
+        b"\0" + wrapping.task_of_parts("id", "n", (1, 2), 3, 4),
         b"\0" + wrapping.frame_jobs(b"m" * 8, b"w" * 8, 1, b"x", 99)[0],
         b"\0" + wrapping.write_note(wrapping.Note(1, "id", "q", 1, "why", 0.5)),
     ],
