@@ -346,10 +346,9 @@ def run_map(
             client._maps.add(mapping)
             mapping.start()
         results = _from_mapping(mapping, len(items), deadline, errors)
-    elif client._remote and (chunksize or 1) > 1 and _can_share(client, options, fn):
+    elif client._remote and chunksize is not None and chunksize > 1 and _can_share(client, options, fn):
         from .chunks import map_in_chunks
 
-        assert chunksize is not None
         results = map_in_chunks(client, options, fn, items, chunksize, deadline, errors)
     else:
         results = results_of(submit_all(client, options, fn, items), deadline, errors)

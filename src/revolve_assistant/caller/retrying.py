@@ -24,6 +24,7 @@ ACKNOWLEDGED = 30.0  # seconds that `retry` waits for the queue
 
 
 def retry(client: Any, desk: Desk, task_id: str) -> Task[Any]:
+    """See `Client.retry`. Blocks until the queue has the new task, up to 30 s."""
     if client._blocks_itself():
         raise UsageError("retry() would wait for the thread that it is called from: call it from another one")
     old = desk.find_buried(task_id)

@@ -14,7 +14,7 @@ import os
 import signal
 import struct
 import sys
-from _pickle import PickleBuffer, dumps, loads
+from _pickle import PickleBuffer, loads
 from _socket import CMSG_SPACE, SCM_RIGHTS, SOL_SOCKET, socket  # not socket.py: 3 ms of every child's start
 from _thread import allocate_lock, get_ident, start_new_thread
 from collections import deque
@@ -96,14 +96,6 @@ def plain_record(record: tuple[Any, ...], value: Any) -> bytes | None:
         return _encode(record)
     except (OverflowError, UnicodeEncodeError):  # past 64 bits, lone surrogates: pickle keeps them
         return None
-
-
-def in_band(value: Any) -> bytes:
-    """The value as one pickle."""
-    from ..wire.carry import pack
-
-    payload, buffers = pack(value, "result")
-    return dumps(value, 5) if buffers else payload
 
 
 class Child:
@@ -507,6 +499,8 @@ class PlainChild(Child):
                         copies.end(False)
                     record = plain_record((ITEM_PLAIN, seq, index, value), value)
                     if record is None:
+                        from ..wire.carry import in_band
+
                         record = _encode((ITEM_RESULT, seq, index, in_band(value)))
                     self.inside = False
                 except BaseException as error:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pickle import dumps
 from typing import Any
 
 from ..errors import CancelSignal
-from ..wire.carry import ATOMS, name_of, pack
+from ..wire.carry import ATOMS, in_band, name_of
 
 RAISED = 0  # of an `Ends.others`: (RAISED, packed error)
 PICKLED = 1  # (PICKLED, pickle)
@@ -35,7 +34,7 @@ class Each:
             try:
                 value = fn(*args)
                 if type(value) not in ATOMS:
-                    others[len(values)] = (PICKLED, _in_band(value))
+                    others[len(values)] = (PICKLED, in_band(value))
                     value = None
             except CancelSignal:
                 raise
@@ -46,8 +45,3 @@ class Each:
                 value = None
             values.append(value)
         return values, others
-
-
-def _in_band(value: Any) -> bytes:
-    payload, buffers = pack(value, "result")
-    return dumps(value, 5) if buffers else payload

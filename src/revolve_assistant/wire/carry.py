@@ -171,6 +171,12 @@ def pack(value: Any, what: str = "value") -> tuple[bytes, list[PickleBuffer] | N
         refuse(what, what, value, error)
 
 
+def in_band(value: Any) -> bytes:
+    """A result as one pickle, without anything beside it. Raises `NotCarriable`."""
+    payload, buffers = pack(value, "result")
+    return dumps(value, 5) if buffers else payload
+
+
 class _Beside:
     """Large bytes that travel beside the pickle, so that they are copied once less on each side."""
 
